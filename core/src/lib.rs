@@ -1,0 +1,13 @@
+//! Plimsoll's domain: what a call costs, which budgets it is charged to, and the protocol that
+//! keeps every one of them.
+//!
+//! No I/O, no clock, no Kubernetes, no async: decisions are functions of data and `now`. Shells round
+//! it are the filter (in Envoy), the operator (ledger and planner) and the backtest.
+
+pub mod account;
+pub mod ids;
+pub mod money;
+pub mod policy;
+pub mod price;
+pub mod protocol;
+pub mod usage;
