@@ -1,0 +1,228 @@
+//! Books: the client thread's account of one slice: cumulative totals, size, recall, refills.
+//!
+//! The slice itself (what workers take from) is [`crate::slice::Slice`].
+
+use crate::account::{AccountKey, Amount};
+use crate::ids::UnixMs;
+use crate::protocol::{Grant, Holding, Totals, UsageRow};
+use crate::slice::Slice;
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+/// Over how long the rate is smoothed.
+const RATE_MS: i64 = 30_000;
+/// How long the largest reserve is remembered at least (at most twice as long).
+const W_MAX_MS: i64 = 60_000;
+/// How soon a refill that brought nothing is asked for again.
+const REFILL_AGAIN_MS: i64 = 5_000;
+
+#[derive(Debug)]
+pub(super) struct Book {
+    pub slice: Arc<Slice>,
+    pub granted: Amount,
+    pub returned: Amount,
+    /// Of the rows that were put into reports.
+    pub settled: Amount,
+    /// Of the rows that the ledger has stored.
+    pub stored: Amount,
+    pub small: bool,
+    pub recalled: bool,
+    pub rate: Amount,
+    recall: u64,
+    size: Amount,
+    /// What was free right after the last grant.
+    surplus: Amount,
+    refill_asked: Option<UnixMs>,
+    w_max: (Amount, Amount),
+    w_max_since: UnixMs,
+    demand: i64,
+    measured: Option<(UnixMs, UnixMs)>,
+    reported: Option<Totals>,
+}
+
+impl Book {
+    pub fn new(key: AccountKey) -> Self {
+        Self {
+            slice: Arc::new(Slice::new(key)),
+            granted: Amount::ZERO,
+            returned: Amount::ZERO,
+            settled: Amount::ZERO,
+            stored: Amount::ZERO,
+            small: false,
+            recalled: false,
+            rate: Amount::ZERO,
+            recall: 0,
+            size: Amount::ZERO,
+            surplus: Amount::ZERO,
+            refill_asked: None,
+            w_max: (Amount::ZERO, Amount::ZERO),
+            w_max_since: UnixMs(0),
+            demand: 0,
+            measured: None,
+            reported: None,
+        }
+    }
+
+    pub fn w_max(&self) -> Amount {
+        self.w_max.0.max(self.w_max.1)
+    }
+
+    /// A new stream: the ledger's Welcome says what it has of us; rows after its `durable` travel again.
+    pub fn begin_stream(&mut self) {
+        self.settled = Amount::ZERO;
+        self.reported = None;
+        self.refill_asked = None;
+        (self.recall, self.recalled) = (0, false);
+    }
+
+    /// Takes over what the ledger knows. After a restart that is everything.
+    pub fn adopt(&mut self, holding: &Holding) {
+        let Holding { account: _, granted, returned, settled } = holding;
+        let fresh = self.granted == Amount::ZERO && self.returned == Amount::ZERO && self.stored == Amount::ZERO;
+        let granted = (*granted).max(self.granted);
+        self.slice.add(granted.minus(self.granted));
+        self.granted = granted;
+        if fresh {
+            // What is not in our memory was returned or settled by the process before us.
+            self.slice.add(Amount::ZERO.minus(*returned).minus(*settled));
+            self.returned = *returned;
+            self.stored = *settled;
+        }
+        self.settled = *settled;
+        self.surplus = self.surplus.max(self.slice.free());
+    }
+
+    pub fn grant(&mut self, grant: &Grant) {
+        let Grant { account: _, granted, size, small, recall, recalled } = grant;
+        if *granted > self.granted {
+            self.slice.add(granted.minus(self.granted));
+            self.granted = *granted;
+            self.surplus = self.slice.free().max(Amount::ZERO);
+            self.refill_asked = None;
+        }
+        if *recall >= self.recall {
+            (self.recall, self.recalled) = (*recall, *recalled);
+        }
+        (self.size, self.small) = (*size, *small);
+    }
+
+    /// Returns what is free while recalled or out of force, and what exceeds twice the size. Says whether
+    /// it can't wait: an ask waits for it elsewhere.
+    pub fn give_back(&mut self, in_force: bool, now: UnixMs) -> bool {
+        let free = self.slice.free();
+        let excess = if self.recalled || !in_force {
+            if self.slice.waits() && in_force { Amount::ZERO } else { free }
+        } else if free.plus(self.slice.reserved()).0 > self.size.0.saturating_mul(2) && self.slice.end() > now {
+            free.plus(self.slice.reserved()).minus(self.size).min(free)
+        } else {
+            return false;
+        };
+        let returned = self.slice.withdraw(excess);
+        self.returned = self.returned.plus(returned);
+        self.surplus = self.surplus.min(self.slice.free().max(Amount::ZERO));
+        self.recalled && returned > Amount::ZERO
+    }
+
+    /// Whether it runs low: under 80 % of what the last grant left free (at half, 18 % of calls failed in a
+    /// ten-minute outage), or a fifth where the account is small. A window that has not begun is asked for at a
+    /// moment of its own, so that gateways and limits don't ask all at once.
+    pub fn wants_refill(&mut self, gateway: &str, pace: (Amount, Amount), ride_through_ms: i64, now: UnixMs) -> bool {
+        if self.recalled || self.slice.waits() || self.refill_asked.is_some_and(|at| now.since(at) < REFILL_AGAIN_MS) {
+            return false;
+        }
+        let start = self.slice.key().start;
+        let low = if start > now {
+            let ahead = start.since(now);
+            if self.granted > Amount::ZERO || pace.1 == Amount::ZERO || ahead > self.moment(gateway, ride_through_ms) {
+                return false;
+            }
+            (self.rate, self.w_max.0) = pace;
+            true
+        } else {
+            let (free, reserved) = (self.slice.free(), self.slice.reserved());
+            let low = if self.small { self.surplus.0 / 5 } else { self.surplus.0 / 5 * 4 };
+            self.granted > Amount::ZERO && self.demand != 0 && free.0 < low && free.plus(reserved) < self.size
+        };
+        if low {
+            self.refill_asked = Some(now);
+        }
+        low
+    }
+
+    /// How long before its start a window's slice is asked for: between a tenth and all of `rideThrough`.
+    fn moment(&self, gateway: &str, ride_through_ms: i64) -> i64 {
+        let mut hash = DefaultHasher::new();
+        (gateway, self.slice.key()).hash(&mut hash);
+        let share = i64::try_from(hash.finish() % 900).unwrap_or(0) + 100;
+        ride_through_ms / 1_000 * share
+    }
+
+    /// Brings rate and largest reserve up to date.
+    pub fn measure(&mut self, now: UnixMs) {
+        let (begun, last) = *self.measured.get_or_insert((now, now));
+        let recent = self.slice.take_w_max();
+        self.w_max.0 = self.w_max.0.max(recent);
+        if now.since(self.w_max_since) > W_MAX_MS {
+            self.w_max = (recent, self.w_max.0);
+            self.w_max_since = now;
+        }
+        let elapsed = now.since(last);
+        if elapsed < 500 {
+            return;
+        }
+        let demand = self.slice.demand();
+        let by_second = i128::from(demand.wrapping_sub(self.demand)) * 1_000 / i128::from(elapsed);
+        self.demand = demand;
+        // The mean since it began, until that is longer than the smoothing.
+        let span = i128::from(now.since(begun).clamp(elapsed, RATE_MS.max(elapsed)));
+        let rate = i128::from(self.rate.0) + (by_second - i128::from(self.rate.0)) * i128::from(elapsed) / span;
+        self.rate = Amount(i64::try_from(rate.max(0)).unwrap_or(i64::MAX));
+        self.measured = Some((begun, now));
+    }
+
+    pub fn totals(&self) -> Totals {
+        Totals {
+            account: self.slice.key().clone(),
+            granted: self.granted,
+            returned: self.returned,
+            settled: self.settled,
+            reserved: self.slice.reserved(),
+            rate: self.rate,
+            w_max: self.w_max(),
+            recall_seen: self.recall,
+        }
+    }
+
+    /// Whether the ledger should hear of it: its totals moved, or a refill is wanted.
+    pub fn changed(&self, refills: &[AccountKey]) -> bool {
+        let now = self.totals();
+        match &self.reported {
+            None => now.granted > Amount::ZERO || now.settled > Amount::ZERO || refills.contains(&now.account),
+            Some(then) => {
+                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } = &now;
+                *granted != then.granted
+                    || *returned != then.returned
+                    || *settled != then.settled
+                    || *reserved != then.reserved
+                    || *recall_seen != then.recall_seen
+                    || refills.contains(account)
+            }
+        }
+    }
+
+    pub fn report(&mut self) -> Totals {
+        let totals = self.totals();
+        self.reported = Some(totals.clone());
+        totals
+    }
+
+    /// Whether the ledger has heard everything there will ever be to say of it.
+    pub fn is_spent(&self, backlog: &VecDeque<UsageRow>) -> bool {
+        Arc::strong_count(&self.slice) == 1
+            && self.slice.reserved() == Amount::ZERO
+            && self.slice.free() <= Amount::ZERO
+            && self.reported.as_ref().is_none_or(|told| *told == self.totals())
+            && !backlog.iter().any(|row| row.accounts.contains(self.slice.key()))
+    }
+}

@@ -1,0 +1,469 @@
+//! One gateway's side of the ledger protocol: what it holds, who waits, what it must say.
+//!
+//! Workers call [`Gateway::admit`] (lock-free) and, when it says short, [`Gateway::pause`]. One client
+//! thread feeds in what the ledger says and what the log holds, and sends what [`Gateway::tick`]
+//! returns. Nothing here sends, waits or reads a clock; `now` is the ledger's time.
+
+mod book;
+mod pause;
+#[cfg(test)]
+mod tests;
+
+use crate::account::{AccountKey, Amount, Charge, LimitKey};
+use crate::ids::{Epoch, Incarnation, UnixMs};
+use crate::policy::Bounds;
+use crate::protocol::{Answer, AskId, FromGateway, Hello, LogState, No, NoKind, Report, Totals, UsageRow, Welcome};
+use crate::slice::{Reservation, Slice};
+use arc_swap::ArcSwap;
+use book::Book;
+use pause::Waiting;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How long a request may wait for the ledger, in milliseconds.
+pub const PAUSE_MS: i64 = 5_000;
+/// How long changed totals and rows may wait for company. At 1 s a flush alone cost 0.09 messages a
+/// request with ten gateways, at 5 s 0.02.
+const REPORT_MS: i64 = 5_000;
+/// How long asks and returns of small accounts are gathered.
+const GATHER_MS: i64 = 100;
+/// How long *contended* is believed.
+const CONTENDED_MS: i64 = 1_000;
+/// How often slices are looked over for refills and returns.
+const LOOK_MS: i64 = 100;
+/// Rows in one report.
+const MAX_ROWS: usize = 1_000;
+/// Rows kept until the ledger has stored them; what is more waits in the log.
+const MAX_BACKLOG: usize = 20_000;
+
+/// What a gateway holds and owes; shared by all workers and the client thread.
+#[derive(Debug)]
+pub struct Gateway {
+    id: String,
+    /// By limit the slices of its windows, in order. Swapped whole when limits or bounds change.
+    current: ArcSwap<HashMap<LimitKey, Vec<(Bounds, Arc<Slice>)>>>,
+    state: Mutex<State>,
+}
+
+/// What [`Gateway::admit`] found.
+#[derive(Debug)]
+pub enum Admission {
+    /// Every account has given its reserve.
+    Admitted(Reservation),
+    /// At least one account is short; nothing was taken. Pause, then wait to be told.
+    Short,
+    /// A cached no applies: refuse at once.
+    No(No),
+    /// No bounds are known for the window of this limit at this time: the operator has been away
+    /// longer than its windows reach. Refuse with `ledger_unavailable`.
+    NoWindow(LimitKey),
+}
+
+/// How a pause ended. Taken once by the paused request's worker.
+#[derive(Debug)]
+pub enum Resumed {
+    /// Go on with this.
+    Admitted(Reservation),
+    /// The ledger says no.
+    No(No),
+    /// The ledger did not answer in time: 503.
+    Unanswered,
+}
+
+#[derive(Debug)]
+struct State {
+    epoch: Epoch,
+    ride_through_ms: i64,
+    /// Those that the policy enforces; `None` before the first policy.
+    limits: Option<HashSet<LimitKey>>,
+    bounds: HashMap<String, Vec<Bounds>>,
+    books: HashMap<AccountKey, Book>,
+    waiting: Waiting,
+    /// `None`: no stream, or no Welcome on it yet.
+    connected: bool,
+    incarnation: Option<Incarnation>,
+    /// Settled rows that the ledger has not stored yet, and how many of them this stream has carried.
+    backlog: VecDeque<UsageRow>,
+    sent_rows: usize,
+    /// The last settlement sequence among all rows that were sent or stored.
+    through: u64,
+    durable: u64,
+    next_report: UnixMs,
+    next_look: UnixMs,
+}
+
+impl Gateway {
+    /// A gateway that holds nothing yet.
+    #[must_use]
+    pub fn new(id: String, epoch: Epoch) -> Self {
+        Self {
+            id,
+            current: ArcSwap::default(),
+            state: Mutex::new(State {
+                epoch,
+                ride_through_ms: 600_000,
+                limits: None,
+                bounds: HashMap::new(),
+                books: HashMap::new(),
+                waiting: Waiting::default(),
+                connected: false,
+                incarnation: None,
+                backlog: VecDeque::new(),
+                sent_rows: 0,
+                through: 0,
+                durable: 0,
+                next_report: UnixMs(0),
+                next_look: UnixMs(0),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every update leaves the state whole, so a panic elsewhere under the lock does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This life of its log.
+    pub fn epoch(&self) -> Epoch {
+        self.state().epoch
+    }
+
+    /// Worker: takes `reserve` from the current account of every limit in `limits`, or from none.
+    pub fn admit(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> Admission {
+        let parts = match self.parts(limits, reserve, now) {
+            Ok(parts) => parts,
+            Err(limit) => return Admission::NoWindow(limit),
+        };
+        for (slice, reserve) in &parts {
+            slice.want(*reserve);
+        }
+        // First come, first served: where somebody waits, nobody takes past him.
+        if !parts.iter().any(|(slice, _)| slice.waits())
+            && let Some(reservation) = Reservation::take(&parts)
+        {
+            return Admission::Admitted(reservation);
+        }
+        let noes = parts.iter().filter(|(slice, reserve)| slice.free() < *reserve);
+        match noes.filter_map(|(slice, reserve)| Some((slice.end(), slice.no(*reserve, now)?))).max_by_key(|no| no.0) {
+            Some((_, no)) => Admission::No(no),
+            None => Admission::Short,
+        }
+    }
+
+    fn parts(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> Result<Vec<(Arc<Slice>, Amount)>, LimitKey> {
+        let current = self.current.load();
+        limits
+            .iter()
+            .map(|limit| {
+                let windows = current.get(limit).ok_or_else(|| limit.clone())?;
+                let (_, slice) = windows
+                    .iter()
+                    .find(|(bounds, _)| bounds.start <= now && now < bounds.end)
+                    .ok_or_else(|| limit.clone())?;
+                Ok((slice.clone(), reserve.of(limit.unit)))
+            })
+            .collect()
+    }
+
+    /// Worker: puts a request that was [`Admission::Short`] in the queue of each account that is short. The
+    /// client thread must be woken after it. [`Gateway::wakes`] will name the id exactly once, unless the
+    /// request is given up first.
+    pub fn pause(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> AskId {
+        let parts = self.parts(limits, reserve, now).unwrap_or_default();
+        self.state().waiting.push(limits.to_vec(), *reserve, parts, now)
+    }
+
+    /// Worker: what became of a paused request that was woken. `None`: it was given up already.
+    pub fn resume(&self, id: AskId) -> Option<Resumed> {
+        self.state().waiting.resume(id)
+    }
+
+    /// Worker: the paused request is gone; what it was given joins the slices. Wake the client thread after it.
+    pub fn give_up(&self, id: AskId) {
+        self.state().waiting.give_up(id);
+    }
+
+    /// Client thread: how long slices should last without the operator.
+    pub fn set_ride_through(&self, ride_through_ms: i64) {
+        self.state().ride_through_ms = ride_through_ms;
+    }
+
+    /// Client thread: the current bounds of a window specification. Bounds that the ledger no longer names
+    /// stay until they have ended, so that clocks may differ a little.
+    pub fn set_windows(&self, spec: &str, bounds: &[Bounds]) {
+        let mut state = self.state();
+        state.bounds.insert(spec.to_owned(), bounds.to_vec());
+        self.rebuild(&mut state);
+    }
+
+    /// Client thread: the limits that the policy in force enforces; others' free parts are returned.
+    pub fn set_limits(&self, limits: impl IntoIterator<Item = LimitKey>) {
+        let mut state = self.state();
+        state.limits = Some(limits.into_iter().collect());
+        self.rebuild(&mut state);
+    }
+
+    /// Client thread: both at once, for a whole delta.
+    pub fn set_policy(
+        &self,
+        limits: impl IntoIterator<Item = LimitKey>,
+        windows: impl IntoIterator<Item = (String, Vec<Bounds>)>,
+    ) {
+        let mut state = self.state();
+        state.limits = Some(limits.into_iter().collect());
+        state.bounds = windows.into_iter().collect();
+        self.rebuild(&mut state);
+    }
+
+    fn rebuild(&self, state: &mut State) {
+        let mut current = HashMap::new();
+        for limit in state.limits.iter().flatten() {
+            let bounds = state.bounds.get(&limit.window).map_or(&[][..], Vec::as_slice);
+            let slices = bounds.iter().map(|bounds| {
+                let key = AccountKey { limit: limit.clone(), start: bounds.start, key: String::new() };
+                let book = state.books.entry(key).or_insert_with_key(|key| Book::new(key.clone()));
+                book.slice.set_end(bounds.end);
+                (*bounds, book.slice.clone())
+            });
+            current.insert(limit.clone(), slices.collect());
+        }
+        self.current.store(Arc::new(current));
+    }
+
+    /// Client thread: rows read from the log, each once, in order of settlement, beginning after the Welcome's
+    /// `durable`. Read no more than [`Gateway::room`].
+    pub fn settled(&self, rows: impl IntoIterator<Item = UsageRow>) {
+        self.state().backlog.extend(rows);
+    }
+
+    /// Client thread: how many more rows [`Gateway::settled`] takes now.
+    pub fn room(&self) -> usize {
+        MAX_BACKLOG.saturating_sub(self.state().backlog.len())
+    }
+
+    /// Client thread, after a restart, between the first Welcome and the first admission: the row was settled by
+    /// an earlier process, so its cost is no longer free. Hand it to [`Gateway::settled`] too.
+    pub fn replay(&self, row: &UsageRow) {
+        let mut state = self.state();
+        for account in &row.accounts {
+            state.book(account).slice.add(Amount::ZERO.minus(row.charge.of(account.limit.unit)));
+        }
+    }
+
+    /// Client thread: settlements up to this sequence are stored: the log may forget them.
+    pub fn durable(&self) -> u64 {
+        self.state().durable
+    }
+
+    /// Client thread, on a new stream: what to say first. `sequence` is the last in the log.
+    pub fn hello(&self, log: LogState, sequence: u64) -> Hello {
+        let state = self.state();
+        let totals = state.books.values().filter(|book| book.granted > Amount::ZERO);
+        Hello {
+            gateway: self.id.clone(),
+            epoch: state.epoch,
+            log,
+            totals: totals.map(|book| Totals { settled: book.stored, ..book.totals() }).collect(),
+            sequence,
+            policy: Vec::new(),
+        }
+    }
+
+    /// Client thread: a new life of the log (it was refused, or proves nothing). Only calls admitted from
+    /// here on are charged to it, so nothing may be in flight or waiting in the log.
+    pub fn restart(&self, epoch: Epoch) {
+        let mut state = self.state();
+        state.epoch = epoch;
+        state.books.clear();
+        state.backlog.clear();
+        (state.sent_rows, state.through, state.durable) = (0, 0, 0);
+        state.connected = false;
+        self.rebuild(&mut state);
+        let State { waiting, .. } = &mut *state;
+        waiting.resolve_parts(|limits, reserve, now| self.parts(limits, reserve, now).ok());
+    }
+
+    /// Client thread: the ledger's greeting.
+    pub fn welcome(&self, welcome: &Welcome, now: UnixMs) {
+        let mut state = self.state();
+        state.connected = true;
+        if state.incarnation.replace(welcome.incarnation) != Some(welcome.incarnation) {
+            state.books.values().for_each(|book| book.slice.forget_noes());
+        }
+        state.stored(welcome.durable);
+        state.through = welcome.durable;
+        state.sent_rows = 0;
+        for book in state.books.values_mut() {
+            book.begin_stream();
+        }
+        for holding in &welcome.holdings {
+            let book = state.book(&holding.account);
+            book.adopt(holding);
+        }
+        state.waiting.begin_stream();
+        state.next_report = now;
+        state.next_look = now;
+    }
+
+    /// Client thread: an answer. Requests that can go on are in [`Gateway::wakes`] after the next tick.
+    pub fn answer(&self, answer: &Answer, now: UnixMs) {
+        let mut state = self.state();
+        for grant in &answer.grants {
+            state.book(&grant.account).grant(grant);
+        }
+        for no in &answer.noes {
+            let slice = state.book(&no.account).slice.clone();
+            match no.kind {
+                NoKind::Exhausted => slice.keep_exhausted(no.clone()),
+                NoKind::Contended => slice.keep_contended(no.clone(), now.plus(CONTENDED_MS)),
+            }
+            state.waiting.refuse(no);
+        }
+        for account in &answer.withdrawals {
+            state.book(account).slice.forget_exhausted();
+        }
+        for ask in &answer.earmarks {
+            state.waiting.earmarked(*ask);
+        }
+        state.stored(answer.durable);
+    }
+
+    /// Client thread: the stream broke. Waiting requests go on waiting: a new stream may come in time.
+    pub fn disconnected(&self) {
+        self.state().connected = false;
+    }
+
+    /// Client thread: what must be said now; call it after every event, when woken, and at [`Gateway::next`].
+    pub fn tick(&self, now: UnixMs) -> Vec<FromGateway> {
+        let mut state = self.state();
+        state.waiting.resolve_ended(now, |limits, reserve| self.parts(limits, reserve, now).ok());
+        state.waiting.serve(now);
+        let mut said = Vec::new();
+        if !state.connected {
+            return said;
+        }
+        let state = &mut *state;
+        let asks = state.waiting.asks(now, |key| state.books.get(key).is_some_and(|book| book.small));
+        said.extend(state.waiting.cancels().map(FromGateway::Cancel));
+        let mut refills = Vec::new();
+        let mut urgent = !asks.is_empty();
+        if now >= state.next_look || state.books.values().any(|book| book.recalled && book.slice.free() > Amount::ZERO) {
+            state.next_look = now.plus(LOOK_MS);
+            urgent |= state.look(&self.id, now, &mut refills);
+        }
+        if urgent || now >= state.next_report {
+            let first = said.len();
+            said.extend(state.report(&mut refills).map(FromGateway::Report));
+            // Only rows make a second report: totals move all the time.
+            while state.sent_rows < state.backlog.len() {
+                said.extend(state.report(&mut refills).map(FromGateway::Report));
+            }
+            if said.len() > first || now >= state.next_report {
+                state.next_report = now.plus(REPORT_MS);
+            }
+        }
+        said.extend(asks.into_iter().map(FromGateway::Ask));
+        said
+    }
+
+    /// Client thread: the paused requests to wake (commit their schedulers). Each id comes once.
+    pub fn wakes(&self) -> Vec<AskId> {
+        self.state().waiting.wakes()
+    }
+
+    /// When to call [`Gateway::tick`] again at the latest.
+    pub fn next(&self, now: UnixMs) -> UnixMs {
+        let state = self.state();
+        let waiting = state.waiting.next(now);
+        if !state.connected {
+            return waiting.unwrap_or_else(|| now.plus(REPORT_MS));
+        }
+        let look = state.next_look.min(state.next_report);
+        waiting.map_or(look, |at| at.min(look)).max(now.plus(1))
+    }
+
+    /// Reserves in flight and free money over all accounts of `limit`, for tests and metrics.
+    #[must_use]
+    pub fn held(&self, account: &AccountKey) -> Option<(Amount, Amount)> {
+        self.state().books.get(account).map(|book| (book.slice.free(), book.slice.reserved()))
+    }
+
+    /// Requests that wait.
+    #[must_use]
+    pub fn paused(&self) -> usize {
+        self.state().waiting.len()
+    }
+}
+
+impl State {
+    fn book(&mut self, account: &AccountKey) -> &mut Book {
+        self.books.entry(account.clone()).or_insert_with_key(|key| Book::new(key.clone()))
+    }
+
+    /// Rows up to `durable` are stored.
+    fn stored(&mut self, durable: u64) {
+        while let Some(row) = self.backlog.front()
+            && row.settled_sequence <= durable
+        {
+            for account in &row.accounts {
+                if let Some(book) = self.books.get_mut(account) {
+                    book.stored = book.stored.plus(row.charge.of(account.limit.unit));
+                }
+            }
+            self.backlog.pop_front();
+            self.sent_rows = self.sent_rows.saturating_sub(1);
+        }
+        self.durable = self.durable.max(durable);
+    }
+
+    /// Looks every slice over: returns what is not needed, names what runs low, forgets what has ended.
+    /// Returns whether it can't wait for the next report.
+    fn look(&mut self, gateway: &str, now: UnixMs, refills: &mut Vec<AccountKey>) -> bool {
+        let mut urgent = false;
+        // Rate and largest reserve of the limits that are used, for their windows to come.
+        let mut pace: HashMap<LimitKey, (Amount, Amount)> = HashMap::new();
+        for book in self.books.values_mut() {
+            book.measure(now);
+            if book.w_max() > Amount::ZERO {
+                let known = pace.entry(book.slice.key().limit.clone()).or_default();
+                *known = (known.0.max(book.rate), known.1.max(book.w_max()));
+            }
+        }
+        for book in self.books.values_mut() {
+            let limit = &book.slice.key().limit;
+            // Before the first policy nothing is known to be out of force.
+            let in_force = self.limits.as_ref().is_none_or(|limits| limits.contains(limit));
+            let in_force = in_force && book.slice.end() > now;
+            urgent |= book.give_back(in_force, now);
+            let pace = pace.get(limit).copied().unwrap_or_default();
+            if in_force && book.wants_refill(gateway, pace, self.ride_through_ms, now) {
+                refills.push(book.slice.key().clone());
+                urgent = true;
+            }
+        }
+        // An ended window with nothing left to say: its book closes. Not before: a book that is opened
+        // again would take the cumulative grant for a new one.
+        self.books.retain(|_, book| book.slice.end() > now || !book.is_spent(&self.backlog));
+        urgent
+    }
+
+    /// The next report, if anything has changed.
+    fn report(&mut self, refills: &mut Vec<AccountKey>) -> Option<Report> {
+        let rows: Vec<UsageRow> = self.backlog.iter().skip(self.sent_rows).take(MAX_ROWS).cloned().collect();
+        self.sent_rows += rows.len();
+        for row in &rows {
+            for account in &row.accounts {
+                let book = self.book(account);
+                book.settled = book.settled.plus(row.charge.of(account.limit.unit));
+            }
+            self.through = self.through.max(row.settled_sequence);
+        }
+        let totals: Vec<Totals> =
+            self.books.values_mut().filter(|book| book.changed(refills)).map(Book::report).collect();
+        let refills = std::mem::take(refills);
+        if rows.is_empty() && totals.is_empty() && refills.is_empty() {
+            return None;
+        }
+        Some(Report { totals, rows, through: self.through, refills })
+    }
+}
