@@ -130,7 +130,10 @@ pub struct Report {
     pub totals: Vec<Totals>,
     /// Newly settled, in order of their settlement's sequence.
     pub rows: Vec<UsageRow>,
-    /// The sequence of the last settlement among `rows`, or the one before.
+    /// `rows` are all settlements after this sequence …
+    pub after: u64,
+    /// … and up to this one. A report that begins after what the ledger has stored shows that one was
+    /// lost: its rows and what it settled are not taken, and travel again.
     pub through: u64,
     /// Accounts that run low.
     pub refills: Vec<AccountKey>,

@@ -112,7 +112,7 @@ impl Book {
     pub fn give_back(&mut self, in_force: bool, now: UnixMs) -> bool {
         let free = self.slice.free();
         let excess = if self.recalled || !in_force {
-            if self.slice.waits() && in_force { Amount::ZERO } else { free }
+            free
         } else if free.plus(self.slice.reserved()).0 > self.size.0.saturating_mul(2) && self.slice.end() > now {
             free.plus(self.slice.reserved()).minus(self.size).min(free)
         } else {

@@ -31,6 +31,8 @@ const GATHER_MS: i64 = 100;
 const CONTENDED_MS: i64 = 1_000;
 /// How often slices are looked over for refills and returns.
 const LOOK_MS: i64 = 100;
+/// How long rows may stay unacknowledged before they travel again.
+const RESEND_MS: i64 = 4 * REPORT_MS;
 /// Rows in one report.
 const MAX_ROWS: usize = 1_000;
 /// Rows kept until the ledger has stored them; what is more waits in the log.
@@ -88,6 +90,8 @@ struct State {
     /// The last settlement sequence among all rows that were sent or stored.
     through: u64,
     durable: u64,
+    /// When `durable` last moved, or rows first travelled after it.
+    progress: UnixMs,
     next_report: UnixMs,
     next_look: UnixMs,
 }
@@ -112,6 +116,7 @@ impl Gateway {
                 sent_rows: 0,
                 through: 0,
                 durable: 0,
+                progress: UnixMs(0),
                 next_report: UnixMs(0),
                 next_look: UnixMs(0),
             }),
@@ -199,8 +204,7 @@ impl Gateway {
     /// Client thread: the limits that the policy in force enforces; others' free parts are returned.
     pub fn set_limits(&self, limits: impl IntoIterator<Item = LimitKey>) {
         let mut state = self.state();
-        state.limits = Some(limits.into_iter().collect());
-        self.rebuild(&mut state);
+        self.put_in_force(&mut state, limits.into_iter().collect());
     }
 
     /// Client thread: both at once, for a whole delta.
@@ -210,9 +214,17 @@ impl Gateway {
         windows: impl IntoIterator<Item = (String, Vec<Bounds>)>,
     ) {
         let mut state = self.state();
-        state.limits = Some(limits.into_iter().collect());
         state.bounds = windows.into_iter().collect();
-        self.rebuild(&mut state);
+        self.put_in_force(&mut state, limits.into_iter().collect());
+    }
+
+    fn put_in_force(&self, state: &mut State, limits: HashSet<LimitKey>) {
+        state.limits = Some(limits);
+        self.rebuild(state);
+        // Who waits for a limit that holds no longer waits for the others only.
+        let State { waiting, limits, .. } = state;
+        let limits = limits.iter().flatten().collect::<HashSet<_>>();
+        waiting.keep_limits(|limit| limits.contains(limit), |limits, reserve, now| self.parts(limits, reserve, now).ok());
     }
 
     fn rebuild(&self, state: &mut State) {
@@ -291,8 +303,7 @@ impl Gateway {
             state.books.values().for_each(|book| book.slice.forget_noes());
         }
         state.stored(welcome.durable);
-        state.through = welcome.durable;
-        state.sent_rows = 0;
+        (state.sent_rows, state.through, state.progress) = (0, welcome.durable, now);
         for book in state.books.values_mut() {
             book.begin_stream();
         }
@@ -310,6 +321,9 @@ impl Gateway {
         let mut state = self.state();
         for grant in &answer.grants {
             state.book(&grant.account).grant(grant);
+            if grant.recalled && !grant.small {
+                state.next_look = now;
+            }
         }
         for no in &answer.noes {
             let slice = state.book(&no.account).slice.clone();
@@ -324,6 +338,9 @@ impl Gateway {
         }
         for ask in &answer.earmarks {
             state.waiting.earmarked(*ask);
+        }
+        if answer.durable > state.durable {
+            state.progress = now;
         }
         state.stored(answer.durable);
     }
@@ -343,11 +360,16 @@ impl Gateway {
             return said;
         }
         let state = &mut *state;
+        if state.sent_rows == 0 {
+            state.progress = now;
+        } else if now.since(state.progress) > RESEND_MS {
+            state.rewind(now);
+        }
         let asks = state.waiting.asks(now, |key| state.books.get(key).is_some_and(|book| book.small));
         said.extend(state.waiting.cancels().map(FromGateway::Cancel));
         let mut refills = Vec::new();
         let mut urgent = !asks.is_empty();
-        if now >= state.next_look || state.books.values().any(|book| book.recalled && book.slice.free() > Amount::ZERO) {
+        if now >= state.next_look {
             state.next_look = now.plus(LOOK_MS);
             urgent |= state.look(&self.id, now, &mut refills);
         }
@@ -400,6 +422,15 @@ impl State {
         self.books.entry(account.clone()).or_insert_with_key(|key| Book::new(key.clone()))
     }
 
+    /// Rows that were sent are not stored in time: a message was lost, they travel again.
+    fn rewind(&mut self, now: UnixMs) {
+        (self.sent_rows, self.through, self.progress) = (0, self.durable, now);
+        for book in self.books.values_mut() {
+            book.settled = book.stored;
+        }
+        self.next_report = now;
+    }
+
     /// Rows up to `durable` are stored.
     fn stored(&mut self, durable: u64) {
         while let Some(row) = self.backlog.front()
@@ -430,14 +461,15 @@ impl State {
             }
         }
         for book in self.books.values_mut() {
-            let limit = &book.slice.key().limit;
+            let slice = book.slice.clone();
+            let limit = &slice.key().limit;
             // Before the first policy nothing is known to be out of force.
             let in_force = self.limits.as_ref().is_none_or(|limits| limits.contains(limit));
             let in_force = in_force && book.slice.end() > now;
             urgent |= book.give_back(in_force, now);
             let pace = pace.get(limit).copied().unwrap_or_default();
             if in_force && book.wants_refill(gateway, pace, self.ride_through_ms, now) {
-                refills.push(book.slice.key().clone());
+                refills.push(slice.key().clone());
                 urgent = true;
             }
         }
@@ -449,6 +481,7 @@ impl State {
 
     /// The next report, if anything has changed.
     fn report(&mut self, refills: &mut Vec<AccountKey>) -> Option<Report> {
+        let after = self.through;
         let rows: Vec<UsageRow> = self.backlog.iter().skip(self.sent_rows).take(MAX_ROWS).cloned().collect();
         self.sent_rows += rows.len();
         for row in &rows {
@@ -464,6 +497,6 @@ impl State {
         if rows.is_empty() && totals.is_empty() && refills.is_empty() {
             return None;
         }
-        Some(Report { totals, rows, through: self.through, refills })
+        Some(Report { totals, rows, after, through: self.through, refills })
     }
 }

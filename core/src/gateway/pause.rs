@@ -148,6 +148,23 @@ impl Waiting {
         }
     }
 
+    /// Drops limits that are not `in_force` from those that wait for them.
+    pub fn keep_limits(
+        &mut self,
+        in_force: impl Fn(&LimitKey) -> bool,
+        parts: impl Fn(&[LimitKey], &Charge, UnixMs) -> Option<Vec<(Arc<Slice>, Amount)>>,
+    ) {
+        for paused in self.requests.values_mut().filter(|paused| paused.outcome.is_none()) {
+            if paused.limits.iter().all(&in_force) {
+                continue;
+            }
+            paused.limits.retain(&in_force);
+            if let Some(parts) = parts(&paused.limits, &paused.reserve, paused.since) {
+                paused.set_parts(parts);
+            }
+        }
+    }
+
     /// Looks the accounts of every waiting request up again.
     pub fn resolve_parts(
         &mut self,

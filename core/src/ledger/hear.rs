@@ -1,0 +1,279 @@
+//! What gateways say, and what it changes: greetings, totals, rows, asks, silence.
+//!
+//! Who is served of it stands in [`super::asks`].
+
+use super::{Ledger, Out, Rows, SliceView, Stream, StreamId, Touched, Waiting};
+use crate::account::{AccountKey, Amount, LimitKey};
+use crate::ids::{Epoch, UnixMs};
+use crate::ledger::EpochState;
+use crate::protocol::{Ask, AskId, FromGateway, FromLedger, Hello, Holding, Report, Totals, UsageRow, Welcome};
+use crate::window::WindowSpec;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// *Contended* must reach the gateway before its own patience ends.
+const ANSWER_AHEAD_MS: i64 = 300;
+
+impl Ledger {
+    pub(super) fn touched_by(&self, stream: StreamId, said: &FromGateway, touched: &mut Touched) {
+        match said {
+            FromGateway::Hello(hello) => {
+                touched.epochs.insert(hello.epoch);
+                touched.all_of.insert(hello.epoch);
+                touched.all_of_gateways.insert(hello.gateway.clone());
+                touched.accounts.extend(hello.totals.iter().map(|totals| totals.account.clone()));
+            }
+            FromGateway::Report(report) => {
+                touched.accounts.extend(report.totals.iter().map(|totals| totals.account.clone()));
+                touched.accounts.extend(report.refills.iter().cloned());
+                touched.accounts.extend(report.rows.iter().flat_map(|row| self.observed_accounts(row)));
+            }
+            FromGateway::Ask(ask) => touched.accounts.extend(ask.needs.iter().map(|need| need.account.clone())),
+            FromGateway::Close => touched.all_of.extend(self.streams.get(&stream).map(|stream| stream.epoch)),
+            FromGateway::Cancel(_) | FromGateway::Decisions(_) | FromGateway::PolicyAck(_) => {}
+        }
+    }
+
+    pub(super) fn hear(&mut self, stream: StreamId, said: &FromGateway, rows: &mut Rows, now: UnixMs, out: &mut Out) {
+        if let FromGateway::Hello(hello) = said {
+            self.greet(stream, hello, rows, now, out);
+            return;
+        }
+        // A stream that no longer speaks for its gateway, or never did, changes nothing.
+        let Some(Stream { epoch, .. }) = self.streams.get(&stream).cloned() else { return };
+        match said {
+            FromGateway::Hello(_) | FromGateway::PolicyAck(_) => {}
+            FromGateway::Report(report) => {
+                self.take_report(epoch, report, rows, now);
+                out.answers.entry(stream).or_default();
+                for account in &report.refills {
+                    self.refill(stream, epoch, account, rows, now, out);
+                }
+            }
+            FromGateway::Ask(ask) => self.take_ask(stream, epoch, ask, now),
+            FromGateway::Cancel(id) => self.drop_ask(epoch, *id),
+            FromGateway::Decisions(decisions) => {
+                rows.decisions.extend(decisions.iter().map(|decision| (epoch, decision.clone())));
+            }
+            FromGateway::Close => {
+                rows.fold(epoch);
+                self.silence(stream);
+            }
+        }
+    }
+
+    fn greet(&mut self, stream: StreamId, hello: &Hello, rows: &mut Rows, now: UnixMs, out: &mut Out) {
+        let Hello { gateway, epoch, log: _, totals, sequence: _, policy: _ } = hello;
+        if let Some(older) = self.speakers.get(gateway).copied() {
+            self.silence(older);
+        }
+        let refuse = |ledger: &Self| {
+            let holdings = Vec::new();
+            let welcome = Welcome { holdings, epoch_closed: true, ..ledger.blank_welcome(now) };
+            (stream, FromLedger::Welcome(welcome))
+        };
+        if rows.epochs.get(epoch).is_some_and(|record| record.state == EpochState::Closed) {
+            out.first.push(refuse(self));
+            return;
+        }
+        // A gateway has one life at a time: its other epochs left logs that prove nothing.
+        let dead = |(other, record): (&Epoch, &super::EpochRecord)| {
+            (other != epoch && record.gateway == *gateway && record.state != EpochState::Closed).then_some(*other)
+        };
+        let dead: Vec<Epoch> = rows.epochs.iter().filter_map(dead).collect();
+        for epoch in dead {
+            rows.fold(epoch);
+            self.forget_epoch(epoch);
+        }
+        let record = rows.epoch_mut(*epoch);
+        record.gateway.clone_from(gateway);
+        record.state = EpochState::Live;
+        record.heard = now;
+        let durable = record.through;
+        self.streams.insert(stream, Stream { gateway: gateway.clone(), epoch: *epoch });
+        self.speakers.insert(gateway.clone(), stream);
+        for totals in totals {
+            let known = rows.held(&totals.account, *epoch);
+            if totals.granted > known.granted || totals.settled > known.settled {
+                // Commits that were answered are gone: others may hold what we no longer know of.
+                let open = rows.epochs.iter().filter(|(_, record)| record.state != EpochState::Closed);
+                let open: BTreeSet<Epoch> = open.map(|(epoch, _)| *epoch).collect();
+                let declared = |epoch: &Epoch| self.streams.values().any(|stream| stream.epoch == *epoch);
+                self.undeclared.get_or_insert_with(|| open.into_iter().filter(|epoch| !declared(epoch)).collect());
+            }
+            self.take_totals(*epoch, totals, rows, now);
+        }
+        if let Some(undeclared) = &mut self.undeclared {
+            undeclared.remove(epoch);
+            if undeclared.is_empty() {
+                self.undeclared = None;
+            }
+        }
+        let holdings = rows.balances.iter().filter_map(|(account, balance)| {
+            let held = balance.held.get(epoch)?;
+            Some(Holding {
+                account: account.clone(),
+                granted: held.granted,
+                returned: held.returned,
+                settled: held.settled,
+            })
+        });
+        let holdings: Vec<Holding> = holdings.collect();
+        for holding in &holdings {
+            self.view_mut(&holding.account, *epoch);
+            out.answers.entry(stream).or_default().slices.insert(holding.account.clone());
+        }
+        let welcome = Welcome { durable, holdings, ..self.blank_welcome(now) };
+        out.first.push((stream, FromLedger::Welcome(welcome)));
+    }
+
+    fn blank_welcome(&self, now: UnixMs) -> Welcome {
+        Welcome {
+            incarnation: self.incarnation,
+            now,
+            durable: 0,
+            holdings: Vec::new(),
+            hmac_key: self.settings.hmac_key,
+            went_back: self.went_back(),
+            epoch_closed: false,
+        }
+    }
+
+    pub(super) fn gone(&mut self, stream: StreamId, rows: &mut Rows, now: UnixMs) {
+        if let Some(Stream { epoch, .. }) = self.streams.get(&stream).cloned() {
+            if rows.epochs.contains_key(&epoch) {
+                rows.epoch_mut(epoch).heard = now;
+            }
+            self.silence(stream);
+        }
+    }
+
+    /// The stream no longer speaks for anybody.
+    fn silence(&mut self, stream: StreamId) {
+        let Some(Stream { gateway, epoch }) = self.streams.remove(&stream) else { return };
+        if self.speakers.get(&gateway) == Some(&stream) {
+            self.speakers.remove(&gateway);
+        }
+        self.forget_epoch(epoch);
+    }
+
+    fn forget_epoch(&mut self, epoch: Epoch) {
+        self.asks.retain(|_, waiting| waiting.epoch != epoch);
+        self.asked.retain(|(other, _), _| *other != epoch);
+        for views in self.slices.values_mut() {
+            views.remove(&epoch);
+        }
+        self.slices.retain(|_, views| !views.is_empty());
+        for told in self.exhausted.values_mut() {
+            told.remove(&epoch);
+        }
+        self.exhausted.retain(|_, told| !told.is_empty());
+    }
+
+    fn take_report(&mut self, epoch: Epoch, report: &Report, rows: &mut Rows, now: UnixMs) {
+        let Report { totals, rows: settled, after, through, refills: _ } = report;
+        let record = rows.epoch_mut(epoch);
+        record.heard = now;
+        let stored = record.through;
+        if *after > stored {
+            // A report before this one was lost. What it settled must come with its rows.
+            for totals in totals {
+                let known = rows.held(&totals.account, epoch).settled;
+                self.take_totals(epoch, &Totals { settled: known, ..totals.clone() }, rows, now);
+            }
+            return;
+        }
+        record.through = stored.max(*through);
+        let mut sums: BTreeMap<&AccountKey, Amount> = BTreeMap::new();
+        for row in settled.iter().filter(|row| row.settled_sequence > stored) {
+            for account in &row.accounts {
+                let sum = sums.entry(account).or_default();
+                *sum = sum.plus(row.charge.of(account.limit.unit));
+            }
+            self.observe(row, rows, now);
+            rows.usage.push((epoch, row.clone()));
+        }
+        for totals in totals {
+            let before = rows.held(&totals.account, epoch).settled;
+            self.take_totals(epoch, totals, rows, now);
+            let moved = rows.held(&totals.account, epoch).settled.minus(before);
+            if sums.remove(&totals.account).unwrap_or_default() != moved {
+                self.mismatches += 1;
+            }
+        }
+        for (account, sum) in sums {
+            // Rows without totals: the gateway forgot to say what it charged. The rows are believed.
+            self.mismatches += u64::from(sum != Amount::ZERO);
+            let held = rows.held_mut(account, epoch, now);
+            held.settled = held.settled.plus(sum);
+        }
+    }
+
+    fn take_totals(&mut self, epoch: Epoch, totals: &Totals, rows: &mut Rows, now: UnixMs) {
+        let held = rows.held_mut(&totals.account, epoch, now);
+        held.granted = held.granted.max(totals.granted);
+        held.returned = held.returned.max(totals.returned);
+        held.settled = held.settled.max(totals.settled);
+        let SliceView { reserved, rate, w_max, recall: _, recalled: _ } = self.view_mut(&totals.account, epoch);
+        (*reserved, *rate, *w_max) = (totals.reserved, totals.rate, totals.w_max);
+    }
+
+    /// Charges a row to the observing budgets that it names, in the window of its admission.
+    fn observe(&self, row: &UsageRow, rows: &mut Rows, now: UnixMs) {
+        for account in self.observed_accounts(row) {
+            let charge = row.charge.of(account.limit.unit);
+            let used = rows.standing(&account).committed();
+            let fits = self.limits.get(&account.limit).is_none_or(|terms| used.plus(charge) <= terms.block_at);
+            let balance = rows.balance_mut(&account, now);
+            balance.settled = balance.settled.plus(charge);
+            balance.would_refuse += u64::from(!fits);
+        }
+    }
+
+    fn observed_accounts(&self, row: &UsageRow) -> Vec<AccountKey> {
+        let mut accounts = Vec::new();
+        for budget in &row.observed {
+            let from = LimitKey {
+                budget: budget.clone(),
+                limit: String::new(),
+                unit: crate::account::Unit::Usd,
+                window: String::new(),
+            };
+            let limits = self.limits.range(from..).take_while(|(key, _)| key.budget == *budget);
+            for (limit, _) in limits {
+                if let Ok(spec) = limit.window.parse::<WindowSpec>() {
+                    let start = spec.bounds(row.admitted_at).start;
+                    accounts.push(AccountKey { limit: limit.clone(), start, key: String::new() });
+                }
+            }
+        }
+        accounts
+    }
+
+    fn take_ask(&mut self, stream: StreamId, epoch: Epoch, ask: &Ask, now: UnixMs) {
+        let until = now.plus((ask.wait_ms - ANSWER_AHEAD_MS).max(0));
+        let next = self.next_ask;
+        // A renewed ask keeps its place.
+        let place = *self.asked.entry((epoch, ask.id)).or_insert(next);
+        self.next_ask += u64::from(place == next);
+        self.asks.insert(place, Waiting { stream, epoch, ask: ask.clone(), until });
+    }
+
+    pub(super) fn drop_ask(&mut self, epoch: Epoch, id: AskId) {
+        if let Some(place) = self.asked.remove(&(epoch, id)) {
+            self.asks.remove(&place);
+        }
+    }
+
+    /// Gateways that have been silent too long: what they hold is unaccounted until they say Hello.
+    pub(super) fn count_lost(&mut self, rows: &mut Rows, now: UnixMs) {
+        let speaking: BTreeSet<Epoch> = self.streams.values().map(|stream| stream.epoch).collect();
+        let lost = rows.epochs.iter().filter(|(epoch, record)| {
+            record.state == EpochState::Live
+                && !speaking.contains(epoch)
+                && now.since(record.heard) > self.settings.lost_after_ms
+        });
+        for epoch in lost.map(|(epoch, _)| *epoch).collect::<Vec<_>>() {
+            rows.epoch_mut(epoch).state = EpochState::Lost;
+        }
+    }
+}

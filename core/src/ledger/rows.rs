@@ -1,0 +1,167 @@
+//! The durable half of the ledger: balances and epochs, as one step reads and changes them.
+//!
+//! The store fills [`Rows`] in and saves what changed; the arithmetic of an account stands here.
+
+use crate::account::{AccountKey, Amount};
+use crate::ids::{Epoch, UnixMs};
+use crate::protocol::{Decision, UsageRow};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One epoch's part of an account; cumulative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Granted.
+    pub granted: Amount,
+    /// Returned.
+    pub returned: Amount,
+    /// Settled.
+    pub settled: Amount,
+}
+
+/// What the store holds of one account.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Balance {
+    /// Settled by epochs that are folded in.
+    pub settled: Amount,
+    /// Held by epochs whose log proves nothing.
+    pub unaccounted: Amount,
+    /// When the account was first charged or granted.
+    pub counted_since: UnixMs,
+    /// Observing only: calls that would not have fitted.
+    pub would_refuse: u64,
+    /// Epochs that hold something or have not been folded.
+    pub held: BTreeMap<Epoch, Held>,
+}
+
+/// What an epoch is to the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum EpochState {
+    /// Its gateway lives, or was heard lately.
+    #[default]
+    Live,
+    /// Silent too long: what it holds counts as unaccounted until it says Hello with an intact log.
+    Lost,
+    /// Closed, or its log proves nothing: accepts nothing more.
+    Closed,
+}
+
+/// What the store holds of one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct EpochRecord {
+    /// The gateway's id.
+    pub gateway: String,
+    /// Settlements up to this sequence are stored.
+    pub through: u64,
+    /// Its state.
+    pub state: EpochState,
+    /// When it was last heard.
+    pub heard: UnixMs,
+}
+
+/// The rows of one commit. The store fills in what [`Ledger::touches`] names (absent rows stay absent)
+/// and saves what is in `changed_*`.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// Balances by account.
+    pub balances: BTreeMap<AccountKey, Balance>,
+    /// Epochs. The store fills in every epoch that is not closed, and those named.
+    pub epochs: BTreeMap<Epoch, EpochRecord>,
+    /// Balances to save.
+    pub changed_balances: BTreeSet<AccountKey>,
+    /// Epochs to save.
+    pub changed_epochs: BTreeSet<Epoch>,
+    /// Usage rows to insert; (epoch, sequence) is unique, and the bucket of each is moved with it.
+    pub usage: Vec<(Epoch, UsageRow)>,
+    /// Decisions to insert (kept 24 h, capped).
+    pub decisions: Vec<(Epoch, Decision)>,
+}
+
+/// Where an account stands: the sums that decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Settled, by all epochs.
+    pub settled: Amount,
+    /// Held by gateways that are lost or whose log proves nothing.
+    pub unaccounted: Amount,
+    /// Held by live gateways: slices, reserved or free.
+    pub outstanding: Amount,
+}
+
+impl Standing {
+    /// Settled and unaccounted: what is used for good.
+    #[must_use]
+    pub fn used(&self) -> Amount {
+        self.settled.plus(self.unaccounted)
+    }
+
+    /// All that is used or given out; I1 says that it never exceeds the amount.
+    #[must_use]
+    pub fn committed(&self) -> Amount {
+        self.used().plus(self.outstanding)
+    }
+}
+
+impl Held {
+    /// What the epoch's slice holds; a slice in debt holds nothing.
+    #[must_use]
+    pub fn outstanding(&self) -> Amount {
+        self.granted.minus(self.returned).minus(self.settled).max(Amount::ZERO)
+    }
+}
+
+impl Balance {
+    /// Its sums, given what each epoch is.
+    #[must_use]
+    pub fn standing(&self, epochs: &BTreeMap<Epoch, EpochRecord>) -> Standing {
+        let mut standing = Standing { settled: self.settled, unaccounted: self.unaccounted, outstanding: Amount::ZERO };
+        for (epoch, held) in &self.held {
+            standing.settled = standing.settled.plus(held.settled);
+            let outstanding = held.outstanding();
+            match epochs.get(epoch).map_or(EpochState::Live, |record| record.state) {
+                EpochState::Live => standing.outstanding = standing.outstanding.plus(outstanding),
+                EpochState::Lost | EpochState::Closed => standing.unaccounted = standing.unaccounted.plus(outstanding),
+            }
+        }
+        standing
+    }
+}
+
+impl Rows {
+    /// Where `account` stands.
+    #[must_use]
+    pub fn standing(&self, account: &AccountKey) -> Standing {
+        self.balances.get(account).map(|balance| balance.standing(&self.epochs)).unwrap_or_default()
+    }
+
+    pub(super) fn held(&self, account: &AccountKey, epoch: Epoch) -> Held {
+        self.balances.get(account).and_then(|balance| balance.held.get(&epoch)).copied().unwrap_or_default()
+    }
+
+    pub(super) fn balance_mut(&mut self, account: &AccountKey, now: UnixMs) -> &mut Balance {
+        self.changed_balances.insert(account.clone());
+        self.balances
+            .entry(account.clone())
+            .or_insert_with(|| Balance { counted_since: now, ..Balance::default() })
+    }
+
+    pub(super) fn held_mut(&mut self, account: &AccountKey, epoch: Epoch, now: UnixMs) -> &mut Held {
+        self.balance_mut(account, now).held.entry(epoch).or_default()
+    }
+
+    pub(super) fn epoch_mut(&mut self, epoch: Epoch) -> &mut EpochRecord {
+        self.changed_epochs.insert(epoch);
+        self.epochs.entry(epoch).or_default()
+    }
+
+    /// `epoch` ends: what it settled stays settled, what it holds is unaccounted, and it accepts no more.
+    pub(super) fn fold(&mut self, epoch: Epoch) {
+        self.epoch_mut(epoch).state = EpochState::Closed;
+        for (account, balance) in &mut self.balances {
+            if let Some(held) = balance.held.remove(&epoch) {
+                balance.settled = balance.settled.plus(held.settled);
+                balance.unaccounted = balance.unaccounted.plus(held.outstanding());
+                self.changed_balances.insert(account.clone());
+            }
+        }
+    }
+}
