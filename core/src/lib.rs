@@ -5,9 +5,13 @@
 //! it are the filter (in Envoy), the operator (ledger and planner) and the backtest.
 
 pub mod account;
+pub mod budget;
+pub mod caller;
 pub mod ids;
+pub mod meter;
 pub mod money;
 pub mod policy;
+mod postings;
 pub mod price;
 pub mod protocol;
 pub mod usage;
@@ -15,5 +19,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod refusal;
 pub mod session;
+pub mod settle;
 pub mod slice;
 pub mod snapshot;
+pub mod window;

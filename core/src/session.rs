@@ -1,15 +1,25 @@
 //! One request, from its head and body to what must be reserved, sent and settled.
 //!
-//! Pure: the filter supplies bytes and carries out what comes back. Slices stand in
-//! [`crate::slice`]; reading usage out of answers in [`crate::meter`].
+//! Pure: the filter supplies bytes and carries out what comes back. How a dialect's body is read and
+//! changed stands in its file below; slices in [`crate::slice`]; reading usage out of answers in
+//! [`crate::meter`]; what is charged at the end in [`crate::settle`].
 
-use crate::account::{Charge, LimitKey};
+mod openai;
+
+use crate::account::{Charge, LimitKey, MAX_ACCOUNTS};
+use crate::budget::{BudgetEntry, Traits};
+use crate::caller::{Dimensions, dimension};
 use crate::ids::ObjectName;
-use crate::policy::{Dialect, Enforcement};
-use crate::price::Rates;
+use crate::money::NanoUsd;
+use crate::policy::{self, Dialect, Enforcement, Installation, Model};
+use crate::price::{PriceVersion, Rates};
 use crate::protocol::Caller;
-use crate::refusal::Refusal;
-use crate::snapshot::Snapshot;
+use crate::refusal::{Invalid, Refusal, Unpriced, repeated};
+use crate::snapshot::{BackendEntry, Resolved, RouteEntry, Snapshot};
+use openai::Request;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// What a request's headers say, read by the shell.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +28,8 @@ pub struct Head<'a> {
     pub request_id: &'a str,
     /// Which attempt of the request this is, from 0.
     pub attempt: u32,
+    /// `:method`.
+    pub method: &'a str,
     /// The path with its query, `/v1/chat/completions`.
     pub path: &'a str,
     /// The caller's namespace; absent: anonymous.
@@ -30,8 +42,6 @@ pub struct Head<'a> {
     pub customer: Option<&'a str>,
     /// `x-plimsoll-session`.
     pub session: Option<&'a str>,
-    /// The client's `accept-encoding` is set.
-    pub accepts_encoding: bool,
 }
 
 /// What to do with a request whose body is complete.
@@ -41,12 +51,12 @@ pub enum Verdict {
     Send(Box<Call>),
     /// Answer this.
     Refuse(Box<Refusal>),
-    /// Not ours (say `GET /v1/models`, or an unknown model while observing): send to the default
-    /// backend unchanged and unmetered. `None`: there is none.
-    Pass(Option<Passage>),
+    /// Not ours (say `GET /v1/models`, or an unknown model while observing): send there with the body
+    /// unchanged and unmetered.
+    Pass(Passage),
 }
 
-/// Where an unmetered request goes.
+/// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passage {
     /// Envoy's cluster.
@@ -76,9 +86,12 @@ pub struct Call {
     pub reserve: Charge,
     /// The rates that settle it; absent: unpriced, charged 0.
     pub rates: Option<Rates>,
+    /// The version of those rates; 0 where absent.
+    pub price_version: PriceVersion,
     /// The changes to the body, ascending and disjoint; empty: send it as it came.
     pub edits: Vec<Edit>,
-    /// The client did not ask for usage in its stream, so the extra event is ours to remove.
+    /// The client did not ask for usage in its stream, so what that adds is ours to remove
+    /// ([`crate::meter::Stripper`]).
     pub strip_usage: bool,
     /// How long the call may take, in milliseconds.
     pub timeout_ms: Option<u64>,
@@ -103,4 +116,271 @@ pub struct Edit {
     pub end: usize,
     /// What stands there instead.
     pub text: String,
+}
+
+/// `body` with `edits` made; they must be ascending and disjoint, as [`Call::edits`] are.
+#[must_use]
+pub fn apply_edits(body: &[u8], edits: &[Edit]) -> Vec<u8> {
+    let added: usize = edits.iter().map(|edit| edit.text.len()).sum();
+    let mut out = Vec::with_capacity(body.len() + added);
+    let mut kept = 0;
+    for Edit { start, end, text } in edits {
+        out.extend_from_slice(&body[kept..*start]);
+        out.extend_from_slice(text.as_bytes());
+        kept = *end;
+    }
+    out.extend_from_slice(&body[kept..]);
+    out
+}
+
+/// What becomes of a request.
+///
+/// `hmac_key` is the installation's, for the hash of the user id. A request is refused only where
+/// something enforces: see [`Snapshot::enforces`] and invariant I9.
+#[must_use]
+pub fn decide(snapshot: &Snapshot, head: &Head<'_>, body: &[u8], hmac_key: &[u8; 32]) -> Verdict {
+    match verdict(snapshot, head, body, hmac_key) {
+        Ok(verdict) => verdict,
+        Err(refusal) => Verdict::Refuse(Box::new(refusal)),
+    }
+}
+
+fn verdict(
+    snapshot: &Snapshot,
+    head: &Head<'_>,
+    body: &[u8],
+    hmac_key: &[u8; 32],
+) -> Result<Verdict, Refusal> {
+    let installation = snapshot.installation().ok_or(Refusal::NotReady)?;
+    let pass = |refusal: Refusal| lenient(snapshot, installation, head).map(Verdict::Pass).ok_or(refusal);
+    let (path, query) = split_query(head.path);
+    if head.namespace.is_none()
+        && installation.mode == Enforcement::Enforce
+        && installation.anonymous == policy::Verdict::Deny
+    {
+        return Err(Refusal::Unauthenticated);
+    }
+    let Some(rest) = completions(head.method, path) else {
+        // Reading what models there are costs nothing; every other path may, and is not metered.
+        if head.method == "GET"
+            && path.strip_prefix("/v1/models").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && let Some(passage) = to_default(snapshot, installation, head)
+        {
+            return Ok(Verdict::Pass(passage));
+        }
+        return pass(Refusal::UnknownPath { path: repeated(path) });
+    };
+    let request = match Request::read(body) {
+        Ok(request) => request,
+        Err(invalid) => return pass(Refusal::Invalid(invalid)),
+    };
+    let dimensions = dimensions(installation, head, &request);
+    let namespace = dimensions.namespace;
+    let Some(resolved) = snapshot.resolve(namespace, &request.model) else {
+        return pass(Refusal::ModelNotFound {
+            model: repeated(&request.model),
+            namespace: namespace.to_owned(),
+        });
+    };
+    let chosen = choose(snapshot, &resolved, head.request_id)?;
+    let traits = Traits {
+        namespace,
+        feature: &dimensions.feature,
+        user: &dimensions.user,
+        route: chosen.route.map_or("", |route| &route.name.name),
+        model: &chosen.model.name,
+    };
+    let matched = Matched::of(snapshot, installation, &traits);
+    let enforcement = if matched.enforcing.is_empty() { Enforcement::Observe } else { Enforcement::Enforce };
+    if enforcement == Enforcement::Enforce
+        && let Some(invalid) = request.invalid.clone().or(dimensions.invalid.clone())
+    {
+        return Err(Refusal::Invalid(invalid));
+    }
+    if installation.mode == Enforcement::Enforce
+        && installation.unbudgeted == policy::Verdict::Deny
+        && enforcement == Enforcement::Observe
+    {
+        return Err(Refusal::Unbudgeted { namespace: namespace.to_owned() });
+    }
+    let limits: Vec<LimitKey> =
+        matched.enforcing.iter().flat_map(|budget| budget.limits.iter().cloned()).collect();
+    if limits.len() > MAX_ACCOUNTS {
+        return Err(Refusal::TooManyAccounts { matched: limits.len() });
+    }
+    let unpriced = unpriced(&request, chosen.model);
+    if let Some(why) = unpriced {
+        matched.admits_unpriced(&chosen, why)?;
+    }
+    let rates = chosen.model.rates.filter(|_| unpriced.is_none());
+    let most = most_output(&request, &chosen, installation);
+    let edits = request.edits(&chosen.model.name, (enforcement == Enforcement::Enforce).then_some(most));
+    let BackendEntry { name, body: backend, .. } = chosen.backend;
+    Ok(Verdict::Send(Box::new(Call {
+        passage: Passage {
+            cluster: cluster(installation, chosen.backend).to_owned(),
+            authority: backend.authority.clone(),
+            path: format!("{}{rest}{query}", backend.path_prefix),
+        },
+        dialect: backend.dialect,
+        stream: request.stream,
+        enforcement,
+        limits,
+        observed: matched.observing.iter().map(|budget| budget.name.clone()).collect(),
+        reserve: reserve(&request, body.len(), most, chosen.model, rates.as_ref()),
+        price_version: rates
+            .map_or_else(PriceVersion::default, |_| chosen.backend.price_version(&chosen.model.name)),
+        rates,
+        edits,
+        strip_usage: request.stream && !request.asks_usage(),
+        timeout_ms: chosen
+            .route
+            .and_then(|route| route.body.timeout_ms)
+            .filter(|_| installation.mode == Enforcement::Enforce),
+        caller: dimensions.caller(hmac_key),
+        route: chosen.route.map_or_else(String::new, |route| route.name.name.clone()),
+        tier: chosen.route.map_or_else(String::new, |route| route.body.tier.clone()),
+        backend: name.clone(),
+        model: chosen.model.name.clone(),
+    })))
+}
+
+/// The path's part that follows the backend's prefix, if it is one that is metered.
+fn completions(method: &str, path: &str) -> Option<&'static str> {
+    const REST: &str = "/chat/completions";
+    let before = path.strip_suffix(REST)?;
+    (method == "POST" && (before == "/v1" || before.ends_with("/v1"))).then_some(REST)
+}
+
+fn split_query(path: &str) -> (&str, &str) {
+    path.split_at(path.find('?').unwrap_or(path.len()))
+}
+
+/// Where a request goes that may not be refused, though it is not understood.
+fn lenient(snapshot: &Snapshot, installation: &Installation, head: &Head<'_>) -> Option<Passage> {
+    let refusable = snapshot.enforces()
+        || installation.mode == Enforcement::Enforce && installation.unbudgeted == policy::Verdict::Deny;
+    if refusable { None } else { to_default(snapshot, installation, head) }
+}
+
+fn to_default(snapshot: &Snapshot, installation: &Installation, head: &Head<'_>) -> Option<Passage> {
+    let backend = snapshot.backend(installation.default_backend.as_ref()?)?;
+    let path = match head.path.strip_prefix("/v1") {
+        Some(rest) if rest.is_empty() || rest.starts_with(['/', '?']) => {
+            format!("{}{rest}", backend.body.path_prefix)
+        }
+        _ => head.path.to_owned(),
+    };
+    let cluster = cluster(installation, backend).to_owned();
+    Some(Passage { cluster, authority: backend.body.authority.clone(), path })
+}
+
+/// While the installation observes, callers keep their own credential.
+fn cluster<'s>(installation: &Installation, backend: &'s BackendEntry) -> &'s str {
+    match installation.mode {
+        Enforcement::Enforce => &backend.body.cluster,
+        Enforcement::Observe => &backend.body.passthrough_cluster,
+    }
+}
+
+fn dimensions<'a>(installation: &'a Installation, head: &Head<'a>, request: &Request<'a>) -> Dimensions<'a> {
+    let mut invalid: Option<Invalid> = None;
+    let header = |value: Option<&'a str>| value.map(Cow::Borrowed);
+    let user = header(head.user.filter(|user| !user.is_empty())).or_else(|| request.user.clone());
+    Dimensions {
+        namespace: head.namespace.unwrap_or(&installation.anonymous_namespace),
+        feature: dimension("x-plimsoll-feature", header(head.feature), &mut invalid),
+        user: dimension("The user id", user, &mut invalid),
+        customer: dimension("x-plimsoll-customer", header(head.customer), &mut invalid),
+        session: dimension("x-plimsoll-session", header(head.session), &mut invalid),
+        invalid,
+    }
+}
+
+struct Chosen<'s> {
+    route: Option<&'s RouteEntry>,
+    backend: &'s BackendEntry,
+    model: &'s Model,
+}
+
+/// The backend, by weight, drawn by the request id: a backtest repeats the choice.
+fn choose<'s>(
+    snapshot: &'s Snapshot,
+    resolved: &Resolved<'s>,
+    request_id: &str,
+) -> Result<Chosen<'s>, Refusal> {
+    match *resolved {
+        Resolved::Model(backend, model) => Ok(Chosen { route: None, backend, model }),
+        Resolved::Route(route) => {
+            let draw = if route.body.backends.len() > 1 { draw(request_id) } else { 0 };
+            let (backend, model) = snapshot
+                .draw(route, draw)
+                .ok_or_else(|| Refusal::ModelUnavailable { route: route.name.clone() })?;
+            Ok(Chosen { route: Some(route), backend, model })
+        }
+    }
+}
+
+fn draw(request_id: &str) -> u64 {
+    let digest = Sha256::digest(request_id.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first)
+}
+
+#[derive(Default)]
+struct Matched<'s> {
+    enforcing: Vec<&'s Arc<BudgetEntry>>,
+    observing: Vec<&'s Arc<BudgetEntry>>,
+}
+
+impl<'s> Matched<'s> {
+    fn of(snapshot: &'s Snapshot, installation: &Installation, traits: &Traits<'_>) -> Self {
+        let mut matched = Self::default();
+        snapshot.matching(traits, |budget| match (installation.mode, budget.body.enforcement) {
+            (Enforcement::Enforce, Enforcement::Enforce) => matched.enforcing.push(budget),
+            (Enforcement::Observe, _) | (_, Enforcement::Observe) => matched.observing.push(budget),
+        });
+        matched
+    }
+
+    fn admits_unpriced(&self, chosen: &Chosen<'_>, why: Unpriced) -> Result<(), Refusal> {
+        let denies = self.enforcing.iter().find(|budget| budget.body.unpriced == policy::Verdict::Deny);
+        let Some(budget) = denies else { return Ok(()) };
+        Err(Refusal::Unpriced {
+            budget: budget.name.clone(),
+            contact: budget.body.contact.clone(),
+            backend: chosen.backend.name.clone(),
+            model: chosen.model.name.clone(),
+            why,
+        })
+    }
+}
+
+/// Why the call's cost has no bound, if so.
+fn unpriced(request: &Request<'_>, model: &Model) -> Option<Unpriced> {
+    if model.rates.is_none() {
+        return Some(Unpriced::NoPrice);
+    }
+    let apart = request.apart.map(Unpriced::BilledApart);
+    apart.or_else(|| request.unbounded.filter(|_| model.context_tokens.is_none()).map(Unpriced::NoContext))
+}
+
+/// The most output tokens of one choice: the least of client's, route's and model's, else the installation's.
+fn most_output(request: &Request<'_>, chosen: &Chosen<'_>, installation: &Installation) -> u64 {
+    let route = chosen.route.and_then(|route| route.body.max_output_tokens);
+    let bounds = [request.max_output(), route, chosen.model.max_output_tokens];
+    bounds.into_iter().flatten().min().unwrap_or(installation.max_output_tokens)
+}
+
+/// What the call may take at worst (LEDGER.md, "Reserve and settlement").
+fn reserve(request: &Request<'_>, bytes: usize, most: u64, model: &Model, rates: Option<&Rates>) -> Charge {
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let input = match request.unbounded {
+        Some(_) => model.context_tokens.unwrap_or(bytes),
+        None => bytes,
+    };
+    let output = request.choices.saturating_mul(most).saturating_add(request.predicted);
+    let usd = rates.map_or(NanoUsd::ZERO, |rates| rates.bound(input, output));
+    Charge { usd, tokens: input.saturating_add(output), requests: 1 }
 }
