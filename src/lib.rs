@@ -1,1 +1,7 @@
-//! Placeholder.
+//! Plimsoll's operator: watches what teams declare, plans, and puts it into force at every gateway.
+//!
+//! The library behind the `plimsoll` binary. Deciding is not done here (`plimsoll-plan` and
+//! `plimsoll-core` do, without I/O); this crate reads, serves, stores and reports.
+
+pub mod gateway;
+pub mod ledger;
