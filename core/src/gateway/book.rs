@@ -16,6 +16,8 @@ const RATE_MS: i64 = 30_000;
 const W_MAX_MS: i64 = 60_000;
 /// How soon a refill that brought nothing is asked for again.
 const REFILL_AGAIN_MS: i64 = 5_000;
+/// How often a recalled slice speaks up even if nothing changed.
+const RECALLED_AGAIN_MS: i64 = 5_000;
 
 #[derive(Debug)]
 pub(super) struct Book {
@@ -38,7 +40,7 @@ pub(super) struct Book {
     w_max_since: UnixMs,
     demand: i64,
     measured: Option<(UnixMs, UnixMs)>,
-    reported: Option<Totals>,
+    reported: Option<(Totals, UnixMs)>,
 }
 
 impl Book {
@@ -62,6 +64,12 @@ impl Book {
             measured: None,
             reported: None,
         }
+    }
+
+    /// Rows after the stored ones travel again, and with them the totals.
+    pub fn rewind(&mut self) {
+        self.settled = self.stored;
+        self.reported = None;
     }
 
     pub fn w_max(&self) -> Amount {
@@ -195,13 +203,16 @@ impl Book {
     }
 
     /// Whether the ledger should hear of it: its totals moved, or a refill is wanted.
-    pub fn changed(&self, refills: &[AccountKey]) -> bool {
-        let now = self.totals();
+    pub fn changed(&self, refills: &[AccountKey], now: UnixMs) -> bool {
+        // What a recalled slice returned is waited for: a lost report must not hide it.
+        let overdue = |told: UnixMs| self.recalled && now.since(told) >= RECALLED_AGAIN_MS;
+        let totals = self.totals();
         match &self.reported {
-            None => now.granted > Amount::ZERO || now.settled > Amount::ZERO || refills.contains(&now.account),
-            Some(then) => {
-                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } = &now;
-                *granted != then.granted
+            None => totals.granted > Amount::ZERO || totals.settled > Amount::ZERO || refills.contains(&totals.account),
+            Some((then, told)) => {
+                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } = &totals;
+                overdue(*told)
+                    || *granted != then.granted
                     || *returned != then.returned
                     || *settled != then.settled
                     || *reserved != then.reserved
@@ -211,9 +222,9 @@ impl Book {
         }
     }
 
-    pub fn report(&mut self) -> Totals {
+    pub fn report(&mut self, now: UnixMs) -> Totals {
         let totals = self.totals();
-        self.reported = Some(totals.clone());
+        self.reported = Some((totals.clone(), now));
         totals
     }
 
@@ -222,7 +233,7 @@ impl Book {
         Arc::strong_count(&self.slice) == 1
             && self.slice.reserved() == Amount::ZERO
             && self.slice.free() <= Amount::ZERO
-            && self.reported.as_ref().is_none_or(|told| *told == self.totals())
+            && self.reported.as_ref().is_none_or(|(told, _)| told.settled == self.settled && told.returned == self.returned)
             && !backlog.iter().any(|row| row.accounts.contains(self.slice.key()))
     }
 }

@@ -375,10 +375,10 @@ impl Gateway {
         }
         if urgent || now >= state.next_report {
             let first = said.len();
-            said.extend(state.report(&mut refills).map(FromGateway::Report));
+            said.extend(state.report(now, &mut refills).map(FromGateway::Report));
             // Only rows make a second report: totals move all the time.
             while state.sent_rows < state.backlog.len() {
-                said.extend(state.report(&mut refills).map(FromGateway::Report));
+                said.extend(state.report(now, &mut refills).map(FromGateway::Report));
             }
             if said.len() > first || now >= state.next_report {
                 state.next_report = now.plus(REPORT_MS);
@@ -426,7 +426,7 @@ impl State {
     fn rewind(&mut self, now: UnixMs) {
         (self.sent_rows, self.through, self.progress) = (0, self.durable, now);
         for book in self.books.values_mut() {
-            book.settled = book.stored;
+            book.rewind();
         }
         self.next_report = now;
     }
@@ -480,7 +480,7 @@ impl State {
     }
 
     /// The next report, if anything has changed.
-    fn report(&mut self, refills: &mut Vec<AccountKey>) -> Option<Report> {
+    fn report(&mut self, now: UnixMs, refills: &mut Vec<AccountKey>) -> Option<Report> {
         let after = self.through;
         let rows: Vec<UsageRow> = self.backlog.iter().skip(self.sent_rows).take(MAX_ROWS).cloned().collect();
         self.sent_rows += rows.len();
@@ -492,7 +492,7 @@ impl State {
             self.through = self.through.max(row.settled_sequence);
         }
         let totals: Vec<Totals> =
-            self.books.values_mut().filter(|book| book.changed(refills)).map(Book::report).collect();
+            self.books.values_mut().filter(|book| book.changed(refills, now)).map(|book| book.report(now)).collect();
         let refills = std::mem::take(refills);
         if rows.is_empty() && totals.is_empty() && refills.is_empty() {
             return None;

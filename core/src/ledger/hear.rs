@@ -44,7 +44,14 @@ impl Ledger {
             FromGateway::Hello(_) | FromGateway::PolicyAck(_) => {}
             FromGateway::Report(report) => {
                 self.take_report(epoch, report, rows, now);
-                out.answers.entry(stream).or_default();
+                let draft = out.answers.entry(stream).or_default();
+                for totals in &report.totals {
+                    // It has not heard of a grant or a recall: the message was lost, or is under way.
+                    let view = self.view(&totals.account, epoch);
+                    if totals.granted < rows.held(&totals.account, epoch).granted || totals.recall_seen < view.recall {
+                        draft.slices.insert(totals.account.clone());
+                    }
+                }
                 for account in &report.refills {
                     self.refill(stream, epoch, account, rows, now, out);
                 }
@@ -189,7 +196,7 @@ impl Ledger {
                 let sum = sums.entry(account).or_default();
                 *sum = sum.plus(row.charge.of(account.limit.unit));
             }
-            self.observe(row, rows, now);
+            self.observe(epoch, row, rows, now);
             rows.usage.push((epoch, row.clone()));
         }
         for totals in totals {
@@ -218,7 +225,7 @@ impl Ledger {
     }
 
     /// Charges a row to the observing budgets that it names, in the window of its admission.
-    fn observe(&self, row: &UsageRow, rows: &mut Rows, now: UnixMs) {
+    fn observe(&self, epoch: Epoch, row: &UsageRow, rows: &mut Rows, now: UnixMs) {
         for account in self.observed_accounts(row) {
             let charge = row.charge.of(account.limit.unit);
             let used = rows.standing(&account).committed();
@@ -226,6 +233,7 @@ impl Ledger {
             let balance = rows.balance_mut(&account, now);
             balance.settled = balance.settled.plus(charge);
             balance.would_refuse += u64::from(!fits);
+            rows.observed.entry((epoch, row.sequence)).or_default().push(account);
         }
     }
 

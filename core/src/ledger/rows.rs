@@ -72,6 +72,8 @@ pub struct Rows {
     pub changed_epochs: BTreeSet<Epoch>,
     /// Usage rows to insert; (epoch, sequence) is unique, and the bucket of each is moved with it.
     pub usage: Vec<(Epoch, UsageRow)>,
+    /// The accounts that a row (by epoch and sequence) was counted in for its observing budgets.
+    pub observed: BTreeMap<(Epoch, u64), Vec<AccountKey>>,
     /// Decisions to insert (kept 24 h, capped).
     pub decisions: Vec<(Epoch, Decision)>,
 }

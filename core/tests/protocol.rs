@@ -1,0 +1,143 @@
+//! I1 to I6 as a state machine: random budgets, concurrent gateways, crashes, lost, doubled and
+//! reordered messages, skewed clocks, changed amounts. The world round it is in `world`.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod world;
+
+use plimsoll_core::account::{Amount, Unit};
+use plimsoll_core::protocol::NoKind;
+use proptest::prelude::*;
+use world::{World, limit, usd};
+
+#[derive(Clone, Debug)]
+enum Op {
+    Call { node: usize, both: bool, reserve: i64 },
+    Finish { node: usize, which: usize, percent: i64 },
+    GiveUp { node: usize },
+    Run { ms: i64 },
+    Break { node: usize, ms: i64 },
+    CrashGateway { node: usize, log_kept: bool },
+    CrashLedger,
+    Amount { which: usize, amount: i64 },
+    Skew { node: usize, ms: i64 },
+    Double { node: usize, up: bool },
+    Swap { node: usize, up: bool },
+    Lose { node: usize, up: bool },
+    Silence { node: usize },
+    Minutes { minutes: i64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let node = 0..4_usize;
+    prop_oneof![
+        30 => (node.clone(), any::<bool>(), 1..400_i64)
+            .prop_map(|(node, both, reserve)| Op::Call { node, both, reserve }),
+        25 => (node.clone(), any::<usize>(), 0..=100_i64)
+            .prop_map(|(node, which, percent)| Op::Finish { node, which, percent }),
+        15 => (1..3_000_i64).prop_map(|ms| Op::Run { ms }),
+        3 => node.clone().prop_map(|node| Op::GiveUp { node }),
+        3 => (node.clone(), 0..20_000_i64).prop_map(|(node, ms)| Op::Break { node, ms }),
+        3 => (node.clone(), prop::bool::weighted(0.7))
+            .prop_map(|(node, log_kept)| Op::CrashGateway { node, log_kept }),
+        2 => Just(Op::CrashLedger),
+        2 => (0..2_usize, 100..4_000_i64).prop_map(|(which, amount)| Op::Amount { which, amount }),
+        2 => (node.clone(), -400..400_i64).prop_map(|(node, ms)| Op::Skew { node, ms }),
+        4 => (node.clone(), any::<bool>()).prop_map(|(node, up)| Op::Double { node, up }),
+        4 => (node.clone(), any::<bool>()).prop_map(|(node, up)| Op::Swap { node, up }),
+        4 => (node.clone(), any::<bool>()).prop_map(|(node, up)| Op::Lose { node, up }),
+        1 => node.prop_map(|node| Op::Silence { node }),
+        1 => (1..3_i64).prop_map(|minutes| Op::Minutes { minutes }),
+    ]
+}
+
+fn play(gateways: usize, amounts: (i64, i64), ops: &[Op]) -> World {
+    let limits = [limit("all", Unit::Usd, "Total@UTC"), limit("minute", Unit::Tokens, "Minute@Europe/Berlin")];
+    let mut world = World::new(gateways, &[(limits[0].clone(), amounts.0), (limits[1].clone(), amounts.1)]);
+    for op in ops {
+        match *op {
+            Op::Call { node, both, reserve } => {
+                let limits = if both { &limits[..] } else { &limits[..1] };
+                world.call(node % gateways, limits, usd(reserve));
+            }
+            Op::Finish { node, which, percent } => world.finish(node % gateways, which, percent),
+            Op::GiveUp { node } => world.give_up(node % gateways),
+            Op::Run { ms } => world.run(ms),
+            Op::Break { node, ms } => world.break_stream(node % gateways, ms),
+            Op::CrashGateway { node, log_kept } => world.crash_gateway(node % gateways, log_kept),
+            Op::CrashLedger => world.crash_ledger(),
+            Op::Amount { which, amount } => world.set_amount(&limits[which], amount),
+            Op::Skew { node, ms } => world.skew(node % gateways, ms),
+            Op::Double { node, up } => world.double(node % gateways, up),
+            Op::Swap { node, up } => world.swap(node % gateways, up),
+            Op::Lose { node, up } => world.lose(node % gateways, up),
+            Op::Silence { node } => {
+                world.break_stream(node % gateways, world::LOST_AFTER_MS + 60_000);
+                world.sleep(world::LOST_AFTER_MS + 30_000);
+            }
+            Op::Minutes { minutes } => world.sleep(minutes * 60_000),
+        }
+        world.check();
+    }
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_overspends_loses_or_counts_twice(
+        gateways in 1..=4_usize,
+        amounts in (200..4_000_i64, 200..4_000_i64),
+        ops in prop::collection::vec(op(), 1..150),
+    ) {
+        let mut world = play(gateways, amounts, &ops);
+        world.settle_down();
+        world.check_books();
+    }
+}
+
+#[test]
+fn what_is_left_can_be_spent_after_any_rush() {
+    let all = limit("all", Unit::Usd, "Total@UTC");
+    for gateways in [1, 2, 5] {
+        let mut world = World::new(gateways, &[(all.clone(), 100_000)]);
+        let mut next = 0;
+        while world.refused.iter().all(|no| no.kind != NoKind::Exhausted) {
+            for _ in 0..3 {
+                next += 1;
+                world.call(next % gateways, std::slice::from_ref(&all), usd(100 + (next as i64 * 37) % 300));
+            }
+            world.run(20);
+            for node in 0..gateways {
+                while world.nodes[node].open.len() > 5 {
+                    world.finish(node, 0, 40);
+                }
+            }
+            assert!(world.now < 1_764_547_200_000 + 3_600_000, "an hour has passed and nobody was told that it is exhausted");
+        }
+        world.settle_down();
+        world.check_books();
+        let used = world.billed.values().fold(Amount::ZERO, |sum, billed| sum.plus(*billed));
+        assert!(used >= Amount(99_500), "with {gateways} gateways only {used:?} of 100000 was spent");
+        assert_eq!(world.unanswered, 0);
+    }
+}
+
+#[test]
+fn a_window_rolls_over_and_each_call_settles_where_it_was_admitted() {
+    let minute = limit("minute", Unit::Usd, "Minute@UTC");
+    let mut world = World::new(2, &[(minute.clone(), 1_000)]);
+    world.call(0, std::slice::from_ref(&minute), usd(600));
+    world.run(300);
+    world.call(1, std::slice::from_ref(&minute), usd(600));
+    world.run(6_000);
+    assert_eq!(world.refused.len(), 1, "600 + 600 do not fit into 1000");
+    world.sleep(60_000);
+    world.call(1, std::slice::from_ref(&minute), usd(600));
+    world.run(300);
+    assert_eq!(world.admitted, 2, "the next minute has its own 1000");
+    world.settle_down();
+    world.check_books();
+    assert_eq!(world.billed.len(), 2);
+}
