@@ -109,7 +109,9 @@ impl TryFrom<String> for ObjectName {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         match text.split_once('/') {
-            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(Self::new(namespace, name)),
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(Self::new(namespace, name))
+            }
             _ => Err(format!("\"{text}\" is not namespace/name")),
         }
     }

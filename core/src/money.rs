@@ -102,10 +102,7 @@ impl FromStr for NanoUsd {
         let large = || AmountError::TooLarge(text.to_owned());
         let whole: i64 = whole.parse().map_err(|_| large())?;
         let part: i64 = format!("{part:0<9}").parse().map_err(|_| bad())?;
-        let nanos = whole
-            .checked_mul(NANOS_PER_USD)
-            .and_then(|n| n.checked_add(part))
-            .ok_or_else(large)?;
+        let nanos = whole.checked_mul(NANOS_PER_USD).and_then(|n| n.checked_add(part)).ok_or_else(large)?;
         Ok(Self(if negative { -nanos } else { nanos }))
     }
 }
@@ -129,7 +126,9 @@ mod tests {
 
     #[test]
     fn text_and_amount_say_the_same() {
-        for (text, nanos) in [("0", 0), ("20", 20_000_000_000), ("0.4", 400_000_000), ("-1.000000001", -1_000_000_001)] {
+        for (text, nanos) in
+            [("0", 0), ("20", 20_000_000_000), ("0.4", 400_000_000), ("-1.000000001", -1_000_000_001)]
+        {
             assert_eq!(text.parse(), Ok(NanoUsd(nanos)));
             assert_eq!(NanoUsd(nanos).to_string(), text);
         }

@@ -301,7 +301,12 @@ impl Limit {
     /// Its key under `budget`.
     #[must_use]
     pub fn key(&self, budget: &ObjectName) -> LimitKey {
-        LimitKey { budget: budget.clone(), limit: self.name.clone(), unit: self.unit, window: self.window.clone() }
+        LimitKey {
+            budget: budget.clone(),
+            limit: self.name.clone(),
+            unit: self.unit,
+            window: self.window.clone(),
+        }
     }
 }
 

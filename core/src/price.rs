@@ -87,15 +87,29 @@ mod tests {
     fn a_call_is_rounded_up_once_not_once_a_class() {
         let usage = Usage { input: 1000, cached_input: 200, output: 300, ..Usage::default() };
         assert_eq!(GPT.cost(&usage), NanoUsd(1_250_000 + 25_000 + 3_000_000));
-        let thirds = Rates { input: NanoUsd(1), cached_input: NanoUsd(1), cache_write: NanoUsd(1), output: NanoUsd(1) };
-        assert_eq!(thirds.cost(&Usage { input: 1, cached_input: 1, output: 1, ..Usage::default() }), NanoUsd(1));
+        let thirds = Rates {
+            input: NanoUsd(1),
+            cached_input: NanoUsd(1),
+            cache_write: NanoUsd(1),
+            output: NanoUsd(1),
+        };
+        assert_eq!(
+            thirds.cost(&Usage { input: 1, cached_input: 1, output: 1, ..Usage::default() }),
+            NanoUsd(1)
+        );
     }
 
     #[test]
     fn the_bound_holds_for_every_split_of_the_input() {
         for cached in 0..=100 {
             for written in 0..=(100 - cached) {
-                let usage = Usage { input: 100 - cached - written, cached_input: cached, cache_write: written, output: 7, reasoning: 0 };
+                let usage = Usage {
+                    input: 100 - cached - written,
+                    cached_input: cached,
+                    cache_write: written,
+                    output: 7,
+                    reasoning: 0,
+                };
                 assert!(GPT.cost(&usage) <= GPT.bound(100, 7));
             }
         }

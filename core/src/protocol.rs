@@ -5,9 +5,9 @@
 
 use crate::account::{AccountKey, Amount, Charge};
 use crate::ids::{Epoch, Incarnation, ObjectName, UnixMs};
+use crate::money::NanoUsd;
 use crate::policy::{PolicyKey, PolicyObject, PolicyVersion};
 use crate::price::PriceVersion;
-use crate::money::NanoUsd;
 use crate::usage::Usage;
 
 /// What a gateway says.

@@ -110,7 +110,8 @@ impl Slice {
         if reserve.0 <= 0 {
             return true;
         }
-        let taken = self.free.fetch_update(SeqCst, SeqCst, |free| (free >= reserve.0).then(|| free - reserve.0));
+        let taken =
+            self.free.fetch_update(SeqCst, SeqCst, |free| (free >= reserve.0).then(|| free - reserve.0));
         if taken.is_ok() {
             self.reserved.fetch_add(reserve.0, SeqCst);
         }

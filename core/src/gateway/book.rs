@@ -87,7 +87,8 @@ impl Book {
     /// Takes over what the ledger knows. After a restart that is everything.
     pub fn adopt(&mut self, holding: &Holding) {
         let Holding { account: _, granted, returned, settled } = holding;
-        let fresh = self.granted == Amount::ZERO && self.returned == Amount::ZERO && self.stored == Amount::ZERO;
+        let fresh =
+            self.granted == Amount::ZERO && self.returned == Amount::ZERO && self.stored == Amount::ZERO;
         let granted = (*granted).max(self.granted);
         self.slice.add(granted.minus(self.granted));
         self.granted = granted;
@@ -121,7 +122,8 @@ impl Book {
         let free = self.slice.free();
         let excess = if self.recalled || !in_force {
             free
-        } else if free.plus(self.slice.reserved()).0 > self.size.0.saturating_mul(2) && self.slice.end() > now {
+        } else if free.plus(self.slice.reserved()).0 > self.size.0.saturating_mul(2) && self.slice.end() > now
+        {
             free.plus(self.slice.reserved()).minus(self.size).min(free)
         } else {
             return false;
@@ -135,14 +137,26 @@ impl Book {
     /// Whether it runs low: under 80 % of what the last grant left free (at half, 18 % of calls failed in a
     /// ten-minute outage), or a fifth where the account is small. A window that has not begun is asked for at a
     /// moment of its own, so that gateways and limits don't ask all at once.
-    pub fn wants_refill(&mut self, gateway: &str, pace: (Amount, Amount), ride_through_ms: i64, now: UnixMs) -> bool {
-        if self.recalled || self.slice.waits() || self.refill_asked.is_some_and(|at| now.since(at) < REFILL_AGAIN_MS) {
+    pub fn wants_refill(
+        &mut self,
+        gateway: &str,
+        pace: (Amount, Amount),
+        ride_through_ms: i64,
+        now: UnixMs,
+    ) -> bool {
+        if self.recalled
+            || self.slice.waits()
+            || self.refill_asked.is_some_and(|at| now.since(at) < REFILL_AGAIN_MS)
+        {
             return false;
         }
         let start = self.slice.key().start;
         let low = if start > now {
             let ahead = start.since(now);
-            if self.granted > Amount::ZERO || pace.1 == Amount::ZERO || ahead > self.moment(gateway, ride_through_ms) {
+            if self.granted > Amount::ZERO
+                || pace.1 == Amount::ZERO
+                || ahead > self.moment(gateway, ride_through_ms)
+            {
                 return false;
             }
             (self.rate, self.w_max.0) = pace;
@@ -184,7 +198,8 @@ impl Book {
         self.demand = demand;
         // The mean since it began, until that is longer than the smoothing.
         let span = i128::from(now.since(begun).clamp(elapsed, RATE_MS.max(elapsed)));
-        let rate = i128::from(self.rate.0) + (by_second - i128::from(self.rate.0)) * i128::from(elapsed) / span;
+        let rate =
+            i128::from(self.rate.0) + (by_second - i128::from(self.rate.0)) * i128::from(elapsed) / span;
         self.rate = Amount(i64::try_from(rate.max(0)).unwrap_or(i64::MAX));
         self.measured = Some((begun, now));
     }
@@ -208,9 +223,14 @@ impl Book {
         let overdue = |told: UnixMs| self.recalled && now.since(told) >= RECALLED_AGAIN_MS;
         let totals = self.totals();
         match &self.reported {
-            None => totals.granted > Amount::ZERO || totals.settled > Amount::ZERO || refills.contains(&totals.account),
+            None => {
+                totals.granted > Amount::ZERO
+                    || totals.settled > Amount::ZERO
+                    || refills.contains(&totals.account)
+            }
             Some((then, told)) => {
-                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } = &totals;
+                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } =
+                    &totals;
                 overdue(*told)
                     || *granted != then.granted
                     || *returned != then.returned
@@ -233,7 +253,10 @@ impl Book {
         Arc::strong_count(&self.slice) == 1
             && self.slice.reserved() == Amount::ZERO
             && self.slice.free() <= Amount::ZERO
-            && self.reported.as_ref().is_none_or(|(told, _)| told.settled == self.settled && told.returned == self.returned)
+            && self
+                .reported
+                .as_ref()
+                .is_none_or(|(told, _)| told.settled == self.settled && told.returned == self.returned)
             && !backlog.iter().any(|row| row.accounts.contains(self.slice.key()))
     }
 }

@@ -6,13 +6,13 @@
 
 mod book;
 mod pause;
-#[cfg(test)]
-mod tests;
 
 use crate::account::{AccountKey, Amount, Charge, LimitKey};
 use crate::ids::{Epoch, Incarnation, UnixMs};
 use crate::policy::Bounds;
-use crate::protocol::{Answer, AskId, FromGateway, Hello, LogState, No, NoKind, Report, Totals, UsageRow, Welcome};
+use crate::protocol::{
+    Answer, AskId, FromGateway, Hello, LogState, No, NoKind, Report, Totals, UsageRow, Welcome,
+};
 use crate::slice::{Reservation, Slice};
 use arc_swap::ArcSwap;
 use book::Book;
@@ -149,13 +149,21 @@ impl Gateway {
             return Admission::Admitted(reservation);
         }
         let noes = parts.iter().filter(|(slice, reserve)| slice.free() < *reserve);
-        match noes.filter_map(|(slice, reserve)| Some((slice.end(), slice.no(*reserve, now)?))).max_by_key(|no| no.0) {
+        match noes
+            .filter_map(|(slice, reserve)| Some((slice.end(), slice.no(*reserve, now)?)))
+            .max_by_key(|no| no.0)
+        {
             Some((_, no)) => Admission::No(no),
             None => Admission::Short,
         }
     }
 
-    fn parts(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> Result<Vec<(Arc<Slice>, Amount)>, LimitKey> {
+    fn parts(
+        &self,
+        limits: &[LimitKey],
+        reserve: &Charge,
+        now: UnixMs,
+    ) -> Result<Vec<(Arc<Slice>, Amount)>, LimitKey> {
         let current = self.current.load();
         limits
             .iter()
@@ -224,7 +232,10 @@ impl Gateway {
         // Who waits for a limit that holds no longer waits for the others only.
         let State { waiting, limits, .. } = state;
         let limits = limits.iter().flatten().collect::<HashSet<_>>();
-        waiting.keep_limits(|limit| limits.contains(limit), |limits, reserve, now| self.parts(limits, reserve, now).ok());
+        waiting.keep_limits(
+            |limit| limits.contains(limit),
+            |limits, reserve, now| self.parts(limits, reserve, now).ok(),
+        );
     }
 
     fn rebuild(&self, state: &mut State) {
@@ -491,8 +502,12 @@ impl State {
             }
             self.through = self.through.max(row.settled_sequence);
         }
-        let totals: Vec<Totals> =
-            self.books.values_mut().filter(|book| book.changed(refills, now)).map(|book| book.report(now)).collect();
+        let totals: Vec<Totals> = self
+            .books
+            .values_mut()
+            .filter(|book| book.changed(refills, now))
+            .map(|book| book.report(now))
+            .collect();
         let refills = std::mem::take(refills);
         if rows.is_empty() && totals.is_empty() && refills.is_empty() {
             return None;

@@ -44,7 +44,10 @@ struct Part {
 impl Paused {
     fn mark_short(&mut self) {
         for part in &mut self.parts {
-            if !part.marked && part.reserve > Amount::ZERO && (part.slice.free() < part.reserve || part.slice.waits()) {
+            if !part.marked
+                && part.reserve > Amount::ZERO
+                && (part.slice.free() < part.reserve || part.slice.waits())
+            {
                 part.slice.mark_waiting();
                 part.marked = true;
             }
@@ -61,7 +64,8 @@ impl Paused {
 
     fn set_parts(&mut self, parts: Vec<(Arc<Slice>, Amount)>) {
         self.unmark();
-        self.parts = parts.into_iter().map(|(slice, reserve)| Part { slice, reserve, marked: false }).collect();
+        self.parts =
+            parts.into_iter().map(|(slice, reserve)| Part { slice, reserve, marked: false }).collect();
         self.mark_short();
     }
 
@@ -211,7 +215,8 @@ impl Waiting {
                 continue;
             }
             if !paused.parts.iter().any(|part| claimed.contains_key(&Arc::as_ptr(&part.slice))) {
-                let parts: Vec<_> = paused.parts.iter().map(|part| (part.slice.clone(), part.reserve)).collect();
+                let parts: Vec<_> =
+                    paused.parts.iter().map(|part| (part.slice.clone(), part.reserve)).collect();
                 if let Some(reservation) = Reservation::take(&parts) {
                     if !paused.told.is_empty() {
                         self.cancels.push(*id);
@@ -222,7 +227,9 @@ impl Waiting {
                 }
                 paused.mark_short();
             }
-            claimed.extend(paused.parts.iter().filter(|part| part.marked).map(|part| (Arc::as_ptr(&part.slice), ())));
+            claimed.extend(
+                paused.parts.iter().filter(|part| part.marked).map(|part| (Arc::as_ptr(&part.slice), ())),
+            );
         }
     }
 
@@ -275,7 +282,11 @@ impl Waiting {
     pub fn next(&self, now: UnixMs) -> Option<UnixMs> {
         let waiting = self.requests.values().filter(|paused| paused.outcome.is_none());
         waiting
-            .map(|paused| if paused.told.is_empty() { now.plus(GATHER_MS).min(paused.until) } else { paused.until })
+            .map(
+                |paused| {
+                    if paused.told.is_empty() { now.plus(GATHER_MS).min(paused.until) } else { paused.until }
+                },
+            )
             .min()
     }
 }

@@ -42,7 +42,8 @@ impl Ledger {
     pub(super) fn size(&self, account: &AccountKey, epoch: Epoch, least: Amount, rows: &Rows) -> Size {
         let gateways = i128::from(self.live());
         let views = self.slices.get(account);
-        let w_max = views.into_iter().flat_map(BTreeMap::values).map(|view| view.w_max).max().unwrap_or_default();
+        let w_max =
+            views.into_iter().flat_map(BTreeMap::values).map(|view| view.w_max).max().unwrap_or_default();
         let w_max = w_max.max(least);
         let standing = rows.standing(account);
         let remaining = i128::from(self.block_at(account).minus(standing.used()).max(Amount::ZERO).0);
@@ -167,7 +168,10 @@ impl Ledger {
             let used = standing.used();
             let end = window_end(account);
             let no = |kind| No { ask: ask.id, account: account.clone(), kind, reserve: *reserve, used };
-            let enforced = self.limits.get(&account.limit).is_some_and(|terms| terms.enforcement == Enforcement::Enforce);
+            let enforced = self
+                .limits
+                .get(&account.limit)
+                .is_some_and(|terms| terms.enforcement == Enforcement::Enforce);
             // Where nothing is enforced it can't be said that nothing is left: the gateway's policy is behind, or ahead.
             if (enforced && used.plus(*reserve) > self.block_at(account)) || now >= end.plus(LATE_MS) {
                 keep_latest(&mut exhausted, end, no(NoKind::Exhausted));
@@ -205,7 +209,8 @@ impl Ledger {
 
     fn refuse(&mut self, draft: &mut Draft, epoch: Epoch, no: No) {
         if no.kind == NoKind::Exhausted {
-            let told = self.exhausted.entry(no.account.clone()).or_default().entry(epoch).or_insert(no.reserve);
+            let told =
+                self.exhausted.entry(no.account.clone()).or_default().entry(epoch).or_insert(no.reserve);
             *told = (*told).min(no.reserve);
         }
         draft.noes.push(no);
@@ -232,7 +237,8 @@ impl Ledger {
         for account in over {
             wanted.insert(account, None);
         }
-        let by_epoch: BTreeMap<Epoch, StreamId> = self.streams.iter().map(|(id, stream)| (stream.epoch, *id)).collect();
+        let by_epoch: BTreeMap<Epoch, StreamId> =
+            self.streams.iter().map(|(id, stream)| (stream.epoch, *id)).collect();
         for (account, first) in wanted {
             let Some(balance) = rows.balances.get(&account) else { continue };
             for (epoch, held) in &balance.held {
@@ -259,7 +265,8 @@ impl Ledger {
 
     /// Takes back every *exhausted* that no longer holds.
     pub(super) fn withdraw_noes(&mut self, rows: &Rows, out: &mut Out) {
-        let by_epoch: BTreeMap<Epoch, StreamId> = self.streams.iter().map(|(id, stream)| (stream.epoch, *id)).collect();
+        let by_epoch: BTreeMap<Epoch, StreamId> =
+            self.streams.iter().map(|(id, stream)| (stream.epoch, *id)).collect();
         let mut kept = std::mem::take(&mut self.exhausted);
         kept.retain(|account, told| {
             // Only what this step has read can have changed.

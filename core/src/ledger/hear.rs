@@ -6,7 +6,9 @@ use super::{Ledger, Out, Rows, SliceView, Stream, StreamId, Touched, Waiting};
 use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, UnixMs};
 use crate::ledger::EpochState;
-use crate::protocol::{Ask, AskId, FromGateway, FromLedger, Hello, Holding, Report, Totals, UsageRow, Welcome};
+use crate::protocol::{
+    Ask, AskId, FromGateway, FromLedger, Hello, Holding, Report, Totals, UsageRow, Welcome,
+};
 use crate::window::WindowSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,13 +29,22 @@ impl Ledger {
                 touched.accounts.extend(report.refills.iter().cloned());
                 touched.accounts.extend(report.rows.iter().flat_map(|row| self.observed_accounts(row)));
             }
-            FromGateway::Ask(ask) => touched.accounts.extend(ask.needs.iter().map(|need| need.account.clone())),
+            FromGateway::Ask(ask) => {
+                touched.accounts.extend(ask.needs.iter().map(|need| need.account.clone()))
+            }
             FromGateway::Close => touched.all_of.extend(self.streams.get(&stream).map(|stream| stream.epoch)),
             FromGateway::Cancel(_) | FromGateway::Decisions(_) | FromGateway::PolicyAck(_) => {}
         }
     }
 
-    pub(super) fn hear(&mut self, stream: StreamId, said: &FromGateway, rows: &mut Rows, now: UnixMs, out: &mut Out) {
+    pub(super) fn hear(
+        &mut self,
+        stream: StreamId,
+        said: &FromGateway,
+        rows: &mut Rows,
+        now: UnixMs,
+        out: &mut Out,
+    ) {
         if let FromGateway::Hello(hello) = said {
             self.greet(stream, hello, rows, now, out);
             return;
@@ -48,7 +59,9 @@ impl Ledger {
                 for totals in &report.totals {
                     // It has not heard of a grant or a recall: the message was lost, or is under way.
                     let view = self.view(&totals.account, epoch);
-                    if totals.granted < rows.held(&totals.account, epoch).granted || totals.recall_seen < view.recall {
+                    if totals.granted < rows.held(&totals.account, epoch).granted
+                        || totals.recall_seen < view.recall
+                    {
                         draft.slices.insert(totals.account.clone());
                     }
                 }
@@ -84,7 +97,8 @@ impl Ledger {
         }
         // A gateway has one life at a time: its other epochs left logs that prove nothing.
         let dead = |(other, record): (&Epoch, &super::EpochRecord)| {
-            (other != epoch && record.gateway == *gateway && record.state != EpochState::Closed).then_some(*other)
+            (other != epoch && record.gateway == *gateway && record.state != EpochState::Closed)
+                .then_some(*other)
         };
         let dead: Vec<Epoch> = rows.epochs.iter().filter_map(dead).collect();
         for epoch in dead {
@@ -105,7 +119,8 @@ impl Ledger {
                 let open = rows.epochs.iter().filter(|(_, record)| record.state != EpochState::Closed);
                 let open: BTreeSet<Epoch> = open.map(|(epoch, _)| *epoch).collect();
                 let declared = |epoch: &Epoch| self.streams.values().any(|stream| stream.epoch == *epoch);
-                self.undeclared.get_or_insert_with(|| open.into_iter().filter(|epoch| !declared(epoch)).collect());
+                self.undeclared
+                    .get_or_insert_with(|| open.into_iter().filter(|epoch| !declared(epoch)).collect());
             }
             self.take_totals(*epoch, totals, rows, now);
         }
@@ -220,7 +235,8 @@ impl Ledger {
         held.granted = held.granted.max(totals.granted);
         held.returned = held.returned.max(totals.returned);
         held.settled = held.settled.max(totals.settled);
-        let SliceView { reserved, rate, w_max, recall: _, recalled: _ } = self.view_mut(&totals.account, epoch);
+        let SliceView { reserved, rate, w_max, recall: _, recalled: _ } =
+            self.view_mut(&totals.account, epoch);
         (*reserved, *rate, *w_max) = (totals.reserved, totals.rate, totals.w_max);
     }
 
@@ -229,7 +245,8 @@ impl Ledger {
         for account in self.observed_accounts(row) {
             let charge = row.charge.of(account.limit.unit);
             let used = rows.standing(&account).committed();
-            let fits = self.limits.get(&account.limit).is_none_or(|terms| used.plus(charge) <= terms.block_at);
+            let fits =
+                self.limits.get(&account.limit).is_none_or(|terms| used.plus(charge) <= terms.block_at);
             let balance = rows.balance_mut(&account, now);
             balance.settled = balance.settled.plus(charge);
             balance.would_refuse += u64::from(!fits);

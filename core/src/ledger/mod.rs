@@ -8,15 +8,13 @@
 mod asks;
 mod hear;
 mod rows;
-#[cfg(test)]
-mod tests;
 
 use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, Incarnation, UnixMs};
 use crate::policy::Enforcement;
 use crate::protocol::{Answer, Ask, AskId, FromGateway, FromLedger, Grant, No};
 pub use rows::{Balance, EpochRecord, EpochState, Held, Rows, Standing};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Names one gRPC stream in this incarnation; later streams have larger numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

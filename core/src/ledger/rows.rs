@@ -115,13 +115,16 @@ impl Balance {
     /// Its sums, given what each epoch is.
     #[must_use]
     pub fn standing(&self, epochs: &BTreeMap<Epoch, EpochRecord>) -> Standing {
-        let mut standing = Standing { settled: self.settled, unaccounted: self.unaccounted, outstanding: Amount::ZERO };
+        let mut standing =
+            Standing { settled: self.settled, unaccounted: self.unaccounted, outstanding: Amount::ZERO };
         for (epoch, held) in &self.held {
             standing.settled = standing.settled.plus(held.settled);
             let outstanding = held.outstanding();
             match epochs.get(epoch).map_or(EpochState::Live, |record| record.state) {
                 EpochState::Live => standing.outstanding = standing.outstanding.plus(outstanding),
-                EpochState::Lost | EpochState::Closed => standing.unaccounted = standing.unaccounted.plus(outstanding),
+                EpochState::Lost | EpochState::Closed => {
+                    standing.unaccounted = standing.unaccounted.plus(outstanding)
+                }
             }
         }
         standing

@@ -6,7 +6,9 @@
 use plimsoll_core::account::{AccountKey, Amount, Charge, LimitKey, Unit};
 use plimsoll_core::gateway::{Admission, Gateway, Resumed};
 use plimsoll_core::ids::{Epoch, Incarnation, ObjectName, UnixMs};
-use plimsoll_core::ledger::{Balance, EpochRecord, EpochState, Event, Ledger, Rows, Settings, StreamId, Terms};
+use plimsoll_core::ledger::{
+    Balance, EpochRecord, EpochState, Event, Ledger, Rows, Settings, StreamId, Terms,
+};
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::policy::Enforcement;
 use plimsoll_core::protocol::*;
@@ -96,8 +98,11 @@ fn settings() -> Settings {
 
 impl World {
     pub fn new(gateways: usize, limits: &[(LimitKey, i64)]) -> Self {
-        let terms =
-            |amount: i64| Terms { amount: Amount(amount), block_at: Amount(amount), enforcement: Enforcement::Enforce };
+        let terms = |amount: i64| Terms {
+            amount: Amount(amount),
+            block_at: Amount(amount),
+            enforcement: Enforcement::Enforce,
+        };
         let mut world = Self {
             now: 1_764_547_200_000,
             store: Store::default(),
@@ -211,6 +216,15 @@ impl World {
         self.nodes[node].log.push(row);
         if call.reservation.take().is_some_and(|reservation| reservation.settle(&cost)) {
             self.tick(node);
+        }
+    }
+
+    /// Calls that have been in flight for `ms` end.
+    pub fn finish_older(&mut self, node: usize, ms: i64, percent: i64) {
+        while let Some(which) =
+            self.nodes[node].open.iter().position(|call| self.now - call.admitted_at >= ms)
+        {
+            self.finish(node, which, percent);
         }
     }
 
@@ -426,9 +440,11 @@ impl World {
                     assert!(!welcome.epoch_closed, "an epoch that is in use was closed");
                     node.gateway.welcome(&welcome, at);
                     if !node.replayed {
-                        node.log.iter().filter(|row| row.settled_sequence > welcome.durable).for_each(|row| {
-                            node.gateway.replay(row);
-                        });
+                        node.log.iter().filter(|row| row.settled_sequence > welcome.durable).for_each(
+                            |row| {
+                                node.gateway.replay(row);
+                            },
+                        );
                         node.read = node.log.partition_point(|row| row.settled_sequence <= welcome.durable);
                         node.replayed = true;
                     }
@@ -532,7 +548,10 @@ impl World {
             if self.lost_logs.is_empty() {
                 assert_eq!(standing.settled, *billed, "{account}: settled differs from the bill");
             } else {
-                assert!(standing.used() >= *billed, "{account}: {standing:?} does not cover the bill {billed:?}");
+                assert!(
+                    standing.used() >= *billed,
+                    "{account}: {standing:?} does not cover the bill {billed:?}"
+                );
             }
         }
     }
