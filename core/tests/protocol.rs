@@ -103,11 +103,12 @@ fn what_is_left_can_be_spent_after_any_rush() {
     let all = limit("all", Unit::Usd, "Total@UTC");
     for gateways in [1, 2, 5] {
         let mut world = World::new(gateways, &[(all.clone(), 100_000)]);
-        let mut next = 0;
+        let (mut next, mut reserve) = (0, 0);
         while world.refused.iter().all(|no| no.kind != NoKind::Exhausted) {
             for _ in 0..3 {
                 next += 1;
-                world.call(next % gateways, std::slice::from_ref(&all), usd(100 + (next as i64 * 37) % 300));
+                reserve = (reserve + 37) % 300;
+                world.call(next % gateways, std::slice::from_ref(&all), usd(100 + reserve));
             }
             world.run(20);
             for node in 0..gateways {

@@ -19,6 +19,16 @@ const REFILL_AGAIN_MS: i64 = 5_000;
 /// How often a recalled slice speaks up even if nothing changed.
 const RECALLED_AGAIN_MS: i64 = 5_000;
 
+/// What was last reported; compared for every slice, so it owns nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Said {
+    granted: Amount,
+    returned: Amount,
+    settled: Amount,
+    reserved: Amount,
+    recall_seen: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Book {
     pub slice: Arc<Slice>,
@@ -40,7 +50,7 @@ pub(super) struct Book {
     w_max_since: UnixMs,
     demand: i64,
     measured: Option<(UnixMs, UnixMs)>,
-    reported: Option<(Totals, UnixMs)>,
+    reported: Option<(Said, UnixMs)>,
 }
 
 impl Book {
@@ -217,35 +227,28 @@ impl Book {
         }
     }
 
-    /// Whether the ledger should hear of it: its totals moved, or a refill is wanted.
-    pub fn changed(&self, refills: &[AccountKey], now: UnixMs) -> bool {
-        // What a recalled slice returned is waited for: a lost report must not hide it.
-        let overdue = |told: UnixMs| self.recalled && now.since(told) >= RECALLED_AGAIN_MS;
-        let totals = self.totals();
-        match &self.reported {
-            None => {
-                totals.granted > Amount::ZERO
-                    || totals.settled > Amount::ZERO
-                    || refills.contains(&totals.account)
-            }
-            Some((then, told)) => {
-                let Totals { account, granted, returned, settled, reserved, rate: _, w_max: _, recall_seen } =
-                    &totals;
-                overdue(*told)
-                    || *granted != then.granted
-                    || *returned != then.returned
-                    || *settled != then.settled
-                    || *reserved != then.reserved
-                    || *recall_seen != then.recall_seen
-                    || refills.contains(account)
-            }
+    fn said(&self) -> Said {
+        Said {
+            granted: self.granted,
+            returned: self.returned,
+            settled: self.settled,
+            reserved: self.slice.reserved(),
+            recall_seen: self.recall,
+        }
+    }
+
+    /// Whether the ledger should hear of it: its totals moved.
+    pub fn changed(&self, now: UnixMs) -> bool {
+        match self.reported {
+            None => self.granted > Amount::ZERO || self.settled > Amount::ZERO,
+            // What a recalled slice returned is waited for: a lost report must not hide it.
+            Some((said, at)) => self.said() != said || (self.recalled && now.since(at) >= RECALLED_AGAIN_MS),
         }
     }
 
     pub fn report(&mut self, now: UnixMs) -> Totals {
-        let totals = self.totals();
-        self.reported = Some((totals.clone(), now));
-        totals
+        self.reported = Some((self.said(), now));
+        self.totals()
     }
 
     /// Whether the ledger has heard everything there will ever be to say of it.

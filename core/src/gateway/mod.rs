@@ -43,9 +43,12 @@ const MAX_BACKLOG: usize = 20_000;
 pub struct Gateway {
     id: String,
     /// By limit the slices of its windows, in order. Swapped whole when limits or bounds change.
-    current: ArcSwap<HashMap<LimitKey, Vec<(Bounds, Arc<Slice>)>>>,
+    current: ArcSwap<HashMap<LimitKey, Windows>>,
     state: Mutex<State>,
 }
+
+/// The slices of one limit: the current window's and those of the windows to come.
+type Windows = Vec<(Bounds, Arc<Slice>)>;
 
 /// What [`Gateway::admit`] found.
 #[derive(Debug)]
@@ -502,12 +505,10 @@ impl State {
             }
             self.through = self.through.max(row.settled_sequence);
         }
-        let totals: Vec<Totals> = self
-            .books
-            .values_mut()
-            .filter(|book| book.changed(refills, now))
-            .map(|book| book.report(now))
-            .collect();
+        let wanted: HashSet<&AccountKey> = refills.iter().collect();
+        let told =
+            self.books.values_mut().filter(|book| book.changed(now) || wanted.contains(book.slice.key()));
+        let totals: Vec<Totals> = told.map(|book| book.report(now)).collect();
         let refills = std::mem::take(refills);
         if rows.is_empty() && totals.is_empty() && refills.is_empty() {
             return None;

@@ -465,8 +465,7 @@ impl World {
             return;
         }
         let touched = self.ledger.touches(&events);
-        let mut rows = Rows::default();
-        rows.epochs = self
+        let epochs: BTreeMap<Epoch, EpochRecord> = self
             .store
             .epochs
             .iter()
@@ -474,19 +473,20 @@ impl World {
             .map(|(epoch, record)| (*epoch, record.clone()))
             .collect();
         let of_gateway = |epoch: &Epoch| {
-            rows.epochs.get(epoch).is_some_and(|record| touched.all_of_gateways.contains(&record.gateway))
+            epochs.get(epoch).is_some_and(|record| touched.all_of_gateways.contains(&record.gateway))
         };
         let wanted = |account: &AccountKey, balance: &Balance| {
             touched.accounts.contains(account)
                 || balance.held.keys().any(|epoch| touched.all_of.contains(epoch) || of_gateway(epoch))
         };
-        rows.balances = self
+        let balances: BTreeMap<AccountKey, Balance> = self
             .store
             .balances
             .iter()
             .filter(|(account, balance)| wanted(account, balance))
             .map(|(account, balance)| (account.clone(), balance.clone()))
             .collect();
+        let mut rows = Rows { epochs, balances, ..Rows::default() };
         let messages = self.ledger.step(&events, &mut rows, now);
         for account in &rows.changed_balances {
             self.store.balances.insert(account.clone(), rows.balances[account].clone());
