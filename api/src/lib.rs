@@ -1,1 +1,38 @@
-//! Placeholder.
+//! Plimsoll's custom resources, `plimsoll.dev/v1alpha1`: what people write and read.
+//!
+//! The types, the schema generated from them, and [`validate`], which says offline what an API server
+//! would say. What needs other objects, or a calendar, is `plan`'s affair: here stands only what one
+//! manifest shows. Every string and list is bounded, or the cost check of CEL rejects the whole CRD.
+
+pub mod backend;
+pub mod budget;
+mod decimal;
+mod object;
+pub mod route;
+mod schema;
+pub mod shared;
+mod structure;
+mod validate;
+
+pub use backend::{ModelBackend, ModelBackendSpec, ModelBackendStatus};
+pub use budget::{AIBudget, AIBudgetSpec, AIBudgetStatus};
+pub use decimal::Decimal;
+pub use object::{Object, ObjectId};
+pub use route::{ModelRoute, ModelRouteSpec, ModelRouteStatus};
+pub use validate::{Problem, validate};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+/// The API group.
+pub const GROUP: &str = "plimsoll.dev";
+/// Its served version.
+pub const VERSION: &str = "v1alpha1";
+/// What stands in a manifest's `apiVersion`.
+pub const API_VERSION: &str = "plimsoll.dev/v1alpha1";
+
+/// The definitions that an API server needs, in the order of their names.
+#[must_use]
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![AIBudget::crd(), ModelBackend::crd(), ModelRoute::crd()]
+}
