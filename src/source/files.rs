@@ -1,0 +1,352 @@
+//! A directory of manifests as a source: what each file holds, and what that changes.
+//!
+//! The rule: a new or changed object counts at once, a missing one only when it has been missing for
+//! [`GRACE`], and never while its file has something wrong in it. A budget must not vanish for a
+//! moment because an editor replaces its file, or for good because of a typing error.
+
+use super::manifest;
+use super::watch::{self, Watch};
+use super::{Batch, Change, Fault, Source};
+use anyhow::Context;
+use plimsoll_api::ObjectId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How long an object must be missing before it counts as deleted.
+pub const GRACE: Duration = Duration::from_millis(500);
+
+/// How often the directory is looked at even if nothing is heard: network file systems tell nothing.
+const POLL: Duration = Duration::from_secs(2);
+
+/// How long to wait for the rest when something changed.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// The largest file that is read.
+const MAX_FILE: u64 = 64 << 20;
+
+/// The directory of `--manifests`.
+#[derive(Debug)]
+pub struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    /// Everything below `directory` that ends in .yaml, .yml or .json; hidden names are left out.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+}
+
+impl Source for Files {
+    async fn run(self, into: mpsc::Sender<Batch>) -> anyhow::Result<()> {
+        let directory = std::path::absolute(&self.directory)?;
+        let shown = self.directory.display();
+        std::fs::read_dir(&directory).with_context(|| format!("--manifests {shown} can't be read; give a directory"))?;
+        let mut watch = Watch::new(&directory);
+        let mut scanner = Scanner { shown: self.directory, directory, ..Scanner::default() };
+        loop {
+            watch.renew();
+            let busy = watch.busy();
+            let (back, batch, again) = tokio::task::spawn_blocking(move || {
+                let (batch, again) = scanner.scan(&busy, Instant::now());
+                (scanner, batch, again)
+            })
+            .await?;
+            scanner = back;
+            if let Some(batch) = batch
+                && into.send(batch).await.is_err()
+            {
+                return Ok(());
+            }
+            let deadline = [again, watch.deadline()].into_iter().flatten().min();
+            let pause = deadline.map_or(POLL, |at| at.saturating_duration_since(Instant::now()).min(POLL));
+            tokio::select! {
+                () = into.closed() => return Ok(()),
+                () = watch.changed() => tokio::time::sleep(QUIET).await,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+}
+
+/// Reads what changed since it last looked.
+#[derive(Debug, Default)]
+struct Scanner {
+    directory: PathBuf,
+    shown: PathBuf,
+    seen: BTreeMap<PathBuf, watch::Fingerprint>,
+    catalogue: Catalogue,
+    reported: Option<Vec<Fault>>,
+}
+
+impl Scanner {
+    /// The changes since the last scan, and when to look again although nothing is heard. Files in
+    /// `busy` are just being written.
+    fn scan(&mut self, busy: &BTreeSet<PathBuf>, now: Instant) -> (Option<Batch>, Option<Instant>) {
+        let mut batch = Batch::new();
+        let mut again = None;
+        let mut unreadable = None;
+        match watch::files_below(&self.directory) {
+            Ok(files) => {
+                let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !files.contains_key(*path)).cloned().collect();
+                for path in gone {
+                    self.seen.remove(&path);
+                    self.catalogue.lose(&path, now);
+                }
+                for (path, print) in files {
+                    if self.seen.get(&path) == Some(&print) || (busy.contains(&path) && self.reported.is_some()) {
+                        continue;
+                    }
+                    batch.extend(self.catalogue.take(&path, &self.show(&path), load(&path), now));
+                    if print.is_settled() {
+                        self.seen.insert(path, print);
+                    } else {
+                        // Written so lately that a second write could have the same time stamp.
+                        self.seen.remove(&path);
+                        self.seen.insert(path, print.unsettled());
+                        again = Some(now + watch::SETTLE);
+                    }
+                }
+                for path in self.catalogue.heirs() {
+                    batch.extend(self.catalogue.take(&path, &self.show(&path), load(&path), now));
+                }
+            }
+            // Nothing is deleted: a volume that is away for a moment is not an empty one.
+            Err(error) => {
+                let message = format!("the directory can't be read, its objects stay in force: {error}");
+                unreadable = Some(Fault { place: self.shown.display().to_string(), object: None, message });
+            }
+        }
+        batch.extend(self.catalogue.bury(now).into_iter().map(Change::Gone));
+        let mut faults: Vec<Fault> = unreadable.into_iter().chain(self.catalogue.faults()).collect();
+        faults.sort();
+        let first = self.reported.is_none();
+        if self.reported.as_ref() != Some(&faults) {
+            batch.push(Change::Faults(faults.clone()));
+            self.reported = Some(faults);
+        }
+        let again = [again, self.catalogue.next_burial()].into_iter().flatten().min();
+        ((first || !batch.is_empty()).then_some(batch), again)
+    }
+
+    fn show(&self, path: &Path) -> String {
+        let rest = path.strip_prefix(&self.directory).unwrap_or(path);
+        self.shown.join(rest).display().to_string()
+    }
+}
+
+fn load(path: &Path) -> Result<String, String> {
+    let length = std::fs::metadata(path).map_err(|error| format!("can't be read: {error}"))?.len();
+    if length > MAX_FILE {
+        return Err(format!("has {length} bytes, more than {MAX_FILE}; cut it into several files"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("can't be read: {error}"))?;
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text; save it as UTF-8".to_owned())
+}
+
+/// Which file has which object, and what was told. Pure.
+#[derive(Debug, Default)]
+struct Catalogue {
+    files: BTreeMap<PathBuf, File>,
+    owners: BTreeMap<ObjectId, Owner>,
+    missing: BTreeMap<ObjectId, Instant>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    faults: Vec<Fault>,
+    /// Objects in it that another file had first.
+    doubles: BTreeSet<ObjectId>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    file: PathBuf,
+    content: u64,
+}
+
+impl Catalogue {
+    /// `text` is what `path` (for people: `shown`) holds now.
+    fn take(&mut self, path: &Path, shown: &str, text: Result<String, String>, now: Instant) -> Vec<Change> {
+        let mut file = File::default();
+        let mut present = BTreeSet::new();
+        let mut changes = Vec::new();
+        let mut torn = false;
+        let entries = match text {
+            Ok(text) => manifest::read(&text),
+            Err(message) => {
+                torn = true;
+                file.faults.push(Fault { place: shown.to_owned(), object: None, message });
+                vec![]
+            }
+        };
+        for entry in entries {
+            let name = entry.id.as_ref().map(ObjectId::to_string);
+            let mut fault = |line: usize, message: String| {
+                file.faults.push(Fault { place: format!("{shown}:{line}"), object: name.clone(), message });
+            };
+            let (object, id) = match (entry.object, entry.id) {
+                (Ok(object), Some(id)) => (object, id),
+                (Ok(_), None) => continue,
+                (Err(wrongs), _) => {
+                    torn = true;
+                    wrongs.into_iter().for_each(|wrong| fault(wrong.line, wrong.message));
+                    continue;
+                }
+            };
+            if !present.insert(id.clone()) {
+                fault(entry.line, "stands twice in this file; the first one counts, remove the other".to_owned());
+                continue;
+            }
+            if let Some(owner) = self.owners.get(&id)
+                && owner.file != path
+                && !self.missing.contains_key(&id)
+            {
+                let other = owner.file.display();
+                fault(entry.line, format!("stands in {other} too, and that one counts; remove one of them"));
+                file.doubles.insert(id.clone());
+                present.remove(&id);
+                continue;
+            }
+            self.missing.remove(&id);
+            let owner = Owner { file: path.to_owned(), content: entry.content };
+            if self.owners.insert(id, owner).is_none_or(|before| before.content != entry.content) {
+                changes.push(Change::Put(object));
+            }
+        }
+        // What can't be read may be just the document that is missing now.
+        if !torn {
+            self.miss(path, &present, now);
+        }
+        self.files.insert(path.to_owned(), file);
+        changes
+    }
+
+    /// `path` is no more.
+    fn lose(&mut self, path: &Path, now: Instant) {
+        self.files.remove(path);
+        self.miss(path, &BTreeSet::new(), now);
+    }
+
+    fn miss(&mut self, path: &Path, present: &BTreeSet<ObjectId>, now: Instant) {
+        let mine = self.owners.iter().filter(|(id, owner)| owner.file == path && !present.contains(*id));
+        for (id, _) in mine {
+            self.missing.entry(id.clone()).or_insert(now);
+        }
+    }
+
+    /// Files that have an object which its owner lacks now: to be taken again.
+    fn heirs(&self) -> Vec<PathBuf> {
+        let inherits = |file: &File| file.doubles.iter().any(|id| self.missing.contains_key(id));
+        self.files.iter().filter(|(_, file)| inherits(file)).map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Forgets what has been missing long enough.
+    fn bury(&mut self, now: Instant) -> Vec<ObjectId> {
+        let due = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
+        let dead: Vec<ObjectId> = self.missing.iter().filter(|(_, since)| due(since)).map(|(id, _)| id.clone()).collect();
+        for id in &dead {
+            self.missing.remove(id);
+            self.owners.remove(id);
+        }
+        dead
+    }
+
+    fn next_burial(&self) -> Option<Instant> {
+        self.missing.values().min().map(|since| *since + GRACE)
+    }
+
+    fn faults(&self) -> impl Iterator<Item = Fault> {
+        self.files.values().flat_map(|file| file.faults.iter().cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespaces(names: &[&str]) -> String {
+        let one = |name: &&str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n");
+        names.iter().map(one).collect()
+    }
+
+    struct World {
+        catalogue: Catalogue,
+        now: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { catalogue: Catalogue::default(), now: Instant::now() }
+        }
+
+        fn put(&mut self, file: &str, text: &str) -> Vec<String> {
+            let path = Path::new(file);
+            let mut changes = self.catalogue.take(path, file, Ok(text.to_owned()), self.now);
+            for heir in self.catalogue.heirs() {
+                let text = Ok(namespaces(&["a"]));
+                changes.extend(self.catalogue.take(&heir, "heir", text, self.now));
+            }
+            changes
+                .iter()
+                .map(|change| match change {
+                    Change::Put(object) => object.id().name,
+                    other => panic!("{other:?}"),
+                })
+                .collect()
+        }
+
+        fn after(&mut self, pause: Duration) -> Vec<String> {
+            self.now += pause;
+            self.catalogue.bury(self.now).into_iter().map(|id| id.name).collect()
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut world = World::new();
+        assert_eq!(world.put("f", &namespaces(&["a", "b"])), ["a", "b"]);
+        assert!(world.put("f", &namespaces(&["a", "b"])).is_empty());
+        assert_eq!(world.put("f", &namespaces(&["a", "b", "c"])), ["c"]);
+    }
+
+    #[test]
+    fn a_file_that_is_empty_for_a_moment_deletes_nothing() {
+        let mut world = World::new();
+        world.put("f", &namespaces(&["a"]));
+        world.put("f", "");
+        assert!(world.after(GRACE / 2).is_empty());
+        assert!(world.put("f", &namespaces(&["a"])).is_empty());
+        assert!(world.after(GRACE * 2).is_empty());
+        world.put("f", "");
+        assert_eq!(world.after(GRACE), ["a"]);
+    }
+
+    #[test]
+    fn nothing_is_deleted_while_its_file_has_something_wrong() {
+        let mut world = World::new();
+        world.put("f", &namespaces(&["a", "b"]));
+        let changed = world.put("f", &format!("{}kind: Namespce\nmetadata: {{name: b}}\n", namespaces(&["a", "c"])));
+        assert_eq!(changed, ["c"], "a good document isn't held up by a bad one");
+        assert!(world.after(GRACE * 2).is_empty());
+        assert_eq!(world.catalogue.faults().count(), 1);
+        world.put("f", &namespaces(&["a", "c"]));
+        assert_eq!(world.after(GRACE), ["b"]);
+        assert_eq!(world.catalogue.faults().count(), 0);
+    }
+
+    #[test]
+    fn an_object_in_two_files_is_reported_and_inherited() {
+        let mut world = World::new();
+        world.put("f", &namespaces(&["a"]));
+        world.put("g", &namespaces(&["a"]));
+        let fault = world.catalogue.faults().next().unwrap();
+        assert!(fault.to_string().starts_with("g:1: Namespace a: stands in f too"), "{fault}");
+        world.put("f", "");
+        assert!(world.after(GRACE * 2).is_empty());
+        assert_eq!(world.catalogue.faults().count(), 0);
+    }
+}
