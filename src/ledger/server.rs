@@ -1,0 +1,257 @@
+//! Starting, watching and stopping the ledger's server.
+
+use super::actor::{Actor, Input, Life, forget_in_time};
+use super::clock::Clock;
+use super::metrics::Metrics;
+use super::policy_hub::PolicyHub;
+use super::spend::SpendBoard;
+use super::store::{Store, StoreError};
+use super::stream::{MAX_MESSAGE, Streams};
+use super::tls::{TlsError, Transport};
+use plimsoll_core::account::LimitKey;
+use plimsoll_core::ids::UnixMs;
+use plimsoll_core::ledger::{Settings, Terms};
+use plimsoll_core::policy::{PolicyKey, PolicyObject};
+use plimsoll_wire::proto::ledger_server;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// Messages that may wait for the ledger's task; then streams wait.
+const MAX_INPUTS: usize = 4_096;
+/// How long ending may take.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// How the ledger is served.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Where gateways connect.
+    pub listen: SocketAddr,
+    /// How they prove who they are.
+    pub transport: Transport,
+    /// How long slices should last without the operator, in milliseconds.
+    pub ride_through_ms: i64,
+    /// How long a silent gateway is believed to live, in milliseconds.
+    pub lost_after_ms: i64,
+}
+
+/// How the ledger is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LedgerState {
+    /// It grants.
+    Serving,
+    /// Commits were lost: it grants nothing until every known gateway has declared itself.
+    WentBack,
+    /// The store fails: it grants nothing, and tries again.
+    Failed {
+        /// Why, for people: names the file and what to do.
+        why: String,
+    },
+}
+
+/// Why the ledger can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificates are no good.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address is taken, or not ours.
+    #[error("the ledger can't listen on {0}: {1}; set `listen.ledger` to a free address")]
+    Listen(SocketAddr, std::io::Error),
+    /// The server would not start.
+    #[error("the ledger's server can't start: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A ledger that runs. Cheap to clone; dropping it stops nothing.
+#[derive(Clone, Debug)]
+pub struct LedgerHandle {
+    inputs: mpsc::Sender<Input>,
+    hub: Arc<PolicyHub>,
+    board: Arc<SpendBoard>,
+    clock: Arc<Clock>,
+    state: watch::Receiver<LedgerState>,
+    metrics: Metrics,
+    address: SocketAddr,
+    stop: Arc<watch::Sender<bool>>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+    /// One publication at a time: limits and policy go in the same order.
+    publishing: Arc<Mutex<()>>,
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Input")
+    }
+}
+
+/// Starts serving the ledger in `store`.
+///
+/// # Errors
+/// The store can't be read, the certificates are no good, or the address is taken.
+pub async fn start<S: Store>(settings: ServerSettings, store: S) -> Result<LedgerHandle, StartError> {
+    let ServerSettings { listen, transport, ride_through_ms, lost_after_ms } = settings;
+    let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
+    let address = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
+    let board = Arc::new(SpendBoard::new(&store.books().await?));
+    let clock = Arc::new(Clock::new(store.latest()));
+    let hub = Arc::new(PolicyHub::default());
+    let metrics = Metrics::default();
+    let store = Arc::new(store);
+    let (inputs, received) = mpsc::channel(MAX_INPUTS);
+    let (state, watched) = watch::channel(LedgerState::Serving);
+    let (stop, stopped) = watch::channel(false);
+    let settings = Settings { ride_through_ms, lost_after_ms, hmac_key: store.identity().hmac_key };
+    let actor = Actor {
+        store: Arc::clone(&store),
+        clock: Arc::clone(&clock),
+        settings: settings.clone(),
+        inputs: received,
+        board: Arc::clone(&board),
+        state,
+        metrics: metrics.clone(),
+        life: Life::new(settings),
+    };
+    let streams = Streams {
+        inputs: inputs.clone(),
+        hub: Arc::clone(&hub),
+        clock: Arc::clone(&clock),
+        metrics: metrics.clone(),
+        next: AtomicU64::new(1),
+        stopped: stopped.clone(),
+    };
+    let service = ledger_server::LedgerServer::new(streams)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let mut server = Server::builder()
+        // A peer that died without a word is noticed within 20 s.
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .tcp_nodelay(true);
+    if let Some(tls) = transport.server()? {
+        server = server.tls_config(tls)?;
+    }
+    let router = server.add_service(service);
+    let mut end = stopped.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let ended = async move {
+            // An error says that the handle is gone: end as well.
+            let _ = end.wait_for(|stopped| *stopped).await;
+        };
+        if let Err(error) = router.serve_with_incoming_shutdown(nodelay(listener), ended).await {
+            tracing::error!(%error, "the ledger's server ended");
+        }
+    });
+    tasks.spawn(actor.run());
+    tasks.spawn(forget_in_time(store, Arc::clone(&clock), Arc::clone(&hub), lost_after_ms, stopped));
+    Ok(LedgerHandle {
+        inputs,
+        hub,
+        board,
+        clock,
+        state: watched,
+        metrics,
+        address,
+        stop: Arc::new(stop),
+        tasks: Arc::new(Mutex::new(tasks)),
+        publishing: Arc::new(Mutex::new(())),
+    })
+}
+
+/// Answers are small and must not wait for more.
+fn nodelay(
+    listener: TcpListener,
+) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
+    use tokio_stream::StreamExt;
+    TcpListenerStream::new(listener)
+        .map(|accepted| accepted.and_then(|stream| stream.set_nodelay(true).map(|()| stream)))
+}
+
+impl LedgerHandle {
+    /// Puts a plan into force: the ledger first hears of all its limits, then gateways of the changed and
+    /// removed objects. So no gateway asks for what the ledger does not know, and what falls, falls at the
+    /// ledger first.
+    pub async fn publish(
+        &self,
+        limits: BTreeMap<LimitKey, Terms>,
+        changed: Vec<PolicyObject>,
+        removed: Vec<PolicyKey>,
+    ) {
+        let _turn = self.publishing.lock().await;
+        self.set_limits(limits).await;
+        self.hub.publish(changed, removed);
+    }
+
+    /// Tells the ledger all limits in force; returns when that is committed. While the store fails it
+    /// returns as well: nothing is granted then, and the next incarnation hears of them first.
+    pub async fn set_limits(&self, limits: BTreeMap<LimitKey, Terms>) {
+        let (done, committed) = oneshot::channel();
+        if self.inputs.send(Input::Limits(limits, done)).await.is_ok() {
+            // Dropped unanswered: the ledger has shut down.
+            let _ = committed.await;
+        }
+    }
+
+    /// The policy and who holds it.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<PolicyHub> {
+        &self.hub
+    }
+
+    /// What every account has spent.
+    #[must_use]
+    pub fn spend(&self) -> &Arc<SpendBoard> {
+        &self.board
+    }
+
+    /// How the ledger is, and when that changes.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<LedgerState> {
+        self.state.clone()
+    }
+
+    /// The ledger's time: name windows by it, not by the system's.
+    #[must_use]
+    pub fn now(&self) -> UnixMs {
+        self.clock.now()
+    }
+
+    /// Its metrics; register them where they are served.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Commits what has arrived, closes every stream and ends. Gateways go on with what they hold.
+    pub async fn shutdown(&self) {
+        // Gone already: then there is nothing to commit.
+        let _ = self.inputs.send(Input::Stop).await;
+        let mut tasks = self.tasks.lock().await;
+        let committed = tokio::time::timeout(END_WITHIN, self.inputs.closed());
+        if committed.await.is_err() {
+            tracing::warn!("the ledger's last commit did not end in time");
+        }
+        self.stop.send_replace(true);
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(END_WITHIN, ended).await.is_err() {
+            tasks.shutdown().await;
+        }
+    }
+}

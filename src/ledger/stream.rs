@@ -1,0 +1,184 @@
+//! One gateway's stream: Hello first, then its words to the ledger and the ledger's answers back.
+//!
+//! Policy goes down the same stream, after Welcome. Each wait has an end: a gateway that says nothing at
+//! first, or doesn't read, is let go.
+
+use super::actor::{Input, Out};
+use super::clock::Clock;
+use super::policy_hub::PolicyHub;
+use plimsoll_core::ledger::StreamId;
+use plimsoll_core::policy::{PolicyKey, PolicyVersion};
+use plimsoll_core::protocol::{FromGateway, FromLedger, Hello};
+use plimsoll_wire::proto;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long a new stream may be silent.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long a gateway may leave a message unread.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Answers that may wait for one stream; more, and it is cut.
+const MAX_WAITING: usize = 1_024;
+/// The largest message: a Hello or a policy of 10,000 objects has a few MiB.
+pub(super) const MAX_MESSAGE: usize = 64 << 20;
+
+/// The service that gateways connect to.
+pub(super) struct Streams {
+    pub inputs: mpsc::Sender<Input>,
+    pub hub: Arc<PolicyHub>,
+    pub clock: Arc<Clock>,
+    pub metrics: super::metrics::Metrics,
+    pub next: AtomicU64,
+    pub stopped: watch::Receiver<bool>,
+}
+
+type Sent = Result<proto::LedgerMessage, Status>;
+
+#[tonic::async_trait]
+impl proto::ledger_server::Ledger for Streams {
+    type ConnectStream = ReceiverStream<Sent>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<proto::GatewayMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let (send, receive) = mpsc::channel(4);
+        let stream = Stream {
+            id: StreamId(self.next.fetch_add(1, Relaxed)),
+            said: request.into_inner(),
+            send,
+            inputs: self.inputs.clone(),
+            hub: Arc::clone(&self.hub),
+            clock: Arc::clone(&self.clock),
+            metrics: self.metrics.clone(),
+        };
+        let mut stopped = self.stopped.clone();
+        // The answer's headers go at once: the gateway may wait for them before its Hello.
+        tokio::spawn(async move {
+            let send = stream.send.clone();
+            let ended = tokio::select! {
+                ended = stream.run() => ended,
+                _ = stopped.wait_for(|stopped| *stopped) => Err(Status::unavailable("the ledger has shut down")),
+            };
+            if let Err(status) = ended {
+                // Whoever doesn't read won't read this.
+                let _ = send.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+struct Stream {
+    id: StreamId,
+    said: Streaming<proto::GatewayMessage>,
+    send: mpsc::Sender<Sent>,
+    inputs: mpsc::Sender<Input>,
+    hub: Arc<PolicyHub>,
+    clock: Arc<Clock>,
+    metrics: super::metrics::Metrics,
+}
+
+impl Stream {
+    async fn run(mut self) -> Result<(), Status> {
+        let silent = |_| Status::deadline_exceeded("say Hello first, within 10 s");
+        let hello = match timeout(HELLO_WITHIN, self.hear()).await.map_err(silent)?? {
+            Some(FromGateway::Hello(hello)) => hello,
+            Some(_) => return Err(Status::failed_precondition("the first message must be Hello")),
+            None => return Ok(()),
+        };
+        let Hello { gateway, epoch, policy, .. } = &hello;
+        if gateway.is_empty() {
+            return Err(Status::invalid_argument("Hello.gateway is empty; set Envoy's node id"));
+        }
+        let (gateway, held) = (gateway.clone(), policy.clone());
+        let (out, outs) = mpsc::channel(MAX_WAITING);
+        self.tell(Input::Opened(self.id, gateway.clone(), *epoch, out)).await?;
+        self.tell(Input::Said(self.id, FromGateway::Hello(hello))).await?;
+        let ended = self.converse(&gateway, held, outs).await;
+        self.hub.leave(&gateway, self.id, self.clock.now());
+        // The ledger is gone: nobody to tell.
+        let _ = self.inputs.send(Input::Gone(self.id)).await;
+        ended
+    }
+
+    async fn converse(
+        &mut self,
+        gateway: &str,
+        held: Vec<(PolicyKey, PolicyVersion)>,
+        mut outs: mpsc::Receiver<Out>,
+    ) -> Result<(), Status> {
+        let mut due = self.hub.due();
+        let mut held = Some(held);
+        loop {
+            tokio::select! {
+                out = outs.recv() => match out {
+                    Some(Out::Say(message)) => {
+                        let welcomed = matches!(&message, FromLedger::Welcome(welcome) if !welcome.epoch_closed);
+                        self.say(message).await?;
+                        if welcomed && let Some(held) = held.take() {
+                            self.hub.join(gateway, self.id, held);
+                            self.tell_policy(gateway).await?;
+                        }
+                    }
+                    Some(Out::Close(why)) => return Err(Status::unavailable(why)),
+                    None => return Err(Status::unavailable("the ledger let this stream go; connect again")),
+                },
+                moved = due.changed() => {
+                    if moved.is_err() {
+                        return Err(Status::unavailable("the ledger has shut down"));
+                    }
+                    self.tell_policy(gateway).await?;
+                }
+                said = self.hear() => match said? {
+                    None => return Ok(()),
+                    Some(FromGateway::PolicyAck(ack)) => {
+                        self.hub.acknowledge(gateway, self.id, ack, self.clock.now());
+                    }
+                    Some(FromGateway::Hello(_)) => {
+                        return Err(Status::failed_precondition("Hello is said once on a stream; connect again"));
+                    }
+                    Some(message) => self.tell(Input::Said(self.id, message)).await?,
+                },
+            }
+        }
+    }
+
+    async fn tell_policy(&mut self, gateway: &str) -> Result<(), Status> {
+        while let Some(delta) = self.hub.delta(gateway, self.id) {
+            let message = FromLedger::PolicyDelta(delta);
+            self.metrics.say(&message);
+            self.say(message).await?;
+        }
+        Ok(())
+    }
+
+    /// The next message; `None` when the gateway has ended the stream. Nothing is lost if it is dropped
+    /// while it waits.
+    async fn hear(&mut self) -> Result<Option<FromGateway>, Status> {
+        let Some(message) = self.said.message().await? else { return Ok(None) };
+        let message =
+            FromGateway::try_from(message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if matches!(message, FromGateway::PolicyAck(_)) {
+            self.metrics.hear(&message);
+        }
+        Ok(Some(message))
+    }
+
+    async fn say(&self, message: FromLedger) -> Result<(), Status> {
+        match timeout(READ_WITHIN, self.send.send(Ok(message.into()))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::cancelled("the gateway has gone")),
+            Err(_) => Err(Status::deadline_exceeded("the gateway does not read its answers")),
+        }
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| Status::unavailable("the ledger has shut down"))
+    }
+}
