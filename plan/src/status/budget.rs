@@ -1,0 +1,232 @@
+//! The status of a budget: what is used, which stages are reached, who enforces it.
+
+use super::{Draft, Health, Rollout, Word, conditions, joined, time, was_ready};
+use crate::applied::{Applied, Gateway, Spent};
+use crate::compile::budget::block_percent;
+use crate::plan::{BudgetPlan, Plan};
+use plimsoll_api::budget::{Action, GatewayCount, LimitStatus, Stage, Trigger, Unpriced, WindowStatus};
+use plimsoll_api::{AIBudget, AIBudgetStatus};
+use plimsoll_core::account::{AccountKey, Amount, LimitKey};
+use plimsoll_core::ids::{ObjectName, UnixMs};
+use plimsoll_core::ledger::Terms;
+use plimsoll_core::policy::{Body, Budget, Enforcement, Namespaces, PolicyKey};
+use plimsoll_core::window::WindowSpec;
+
+/// How `budget` stands; `old` is the status that it had.
+#[must_use]
+pub fn budget(
+    name: &ObjectName,
+    budget: &AIBudget,
+    old: Option<&AIBudgetStatus>,
+    plan: &Plan,
+    applied: &Applied,
+    now: UnixMs,
+) -> AIBudgetStatus {
+    let absent = BudgetPlan::default();
+    let this = plan.budgets.get(name).unwrap_or(&absent);
+    let key = PolicyKey::Budget(name.clone());
+    let rollout = Rollout::of(applied, |gateway| word(plan, &key, this, gateway));
+    let generation = budget.metadata.generation;
+    let old = old.map_or(&[][..], |old| &old.conditions);
+
+    let health = match this.problems.first() {
+        Some(problem) => {
+            let kept = if this.limits.is_empty() { "" } else { ". The version before it stays in force." };
+            Health::Stalled(problem.reason, joined(&this.problems) + kept)
+        }
+        None => rollout.health(was_ready(old, generation)),
+    };
+    let limits: Vec<Standing> = this
+        .limits
+        .iter()
+        .filter_map(|(key, window)| standing(key, window, budget, plan, applied, now))
+        .collect();
+    let mut drafts: Vec<Draft> = health.drafts().into();
+    drafts.push(within(&limits));
+    drafts.push(price_known(name, budget, plan));
+    drafts.push(enforced(this, &limits, &rollout, applied));
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    AIBudgetStatus {
+        conditions: conditions(drafts, old, generation, now),
+        observed_generation: generation,
+        limits: limits.into_iter().map(|standing| standing.status).collect(),
+        gateways: Some(GatewayCount { enforcing: count(rollout.holding), total: count(rollout.total) }),
+    }
+}
+
+/// One limit in its current window.
+struct Standing {
+    status: LimitStatus,
+    enforcement: Enforcement,
+    /// `limit month: 500.00 of 500.00 USD used`, and when that ends; where calls are blocked.
+    blocked: Option<String>,
+    /// More was settled than there is.
+    overrun: bool,
+}
+
+fn standing(
+    key: &LimitKey,
+    window: &WindowSpec,
+    budget: &AIBudget,
+    plan: &Plan,
+    applied: &Applied,
+    now: UnixMs,
+) -> Option<Standing> {
+    let Terms { amount, block_at: _, enforcement } = *plan.limits.get(key)?;
+    let bounds = window.bounds(now);
+    let account = AccountKey { limit: key.clone(), start: bounds.start, key: String::new() };
+    let spent = applied.spend.get(&account).copied().unwrap_or_default();
+    let stages = reached(budget.spec.stages.as_deref().unwrap_or_default(), spent, amount);
+    let is_blocked = stages.iter().any(|stage| stage.action == Action::Block);
+    let unit = key.unit;
+    let blocked = is_blocked.then(|| {
+        let (used, all, unit_name) = (unit.show(spent.used()), unit.show(amount), unit.as_str());
+        let until = match window.show(bounds.end) {
+            end if end.is_empty() => "it never resets".to_owned(),
+            end => format!("resets {end}"),
+        };
+        format!("limit {}: {used} of {all} {unit_name} used, {until}", key.limit)
+    });
+    let ends = bounds.end != UnixMs::NEVER;
+    let status = LimitStatus {
+        name: key.limit.clone(),
+        window: WindowStatus { start: ends.then(|| time(bounds.start)), end: ends.then(|| time(bounds.end)) },
+        amount: unit.show(amount),
+        spent: unit.show(spent.settled),
+        used_percent: percent(spent.used(), amount),
+        stages,
+        unaccounted: (spent.unaccounted != Amount::ZERO).then(|| unit.show(spent.unaccounted)),
+        counted_since: spent.counted_since.map(time),
+    };
+    Some(Standing { status, enforcement, blocked, overrun: spent.settled > amount })
+}
+
+/// The stages that `spent` has reached, ascending, with the Block at 100 percent that is always there.
+fn reached(stages: &[Stage], spent: Spent, amount: Amount) -> Vec<Stage> {
+    let block = block_percent(stages);
+    let always = Stage { trigger: Trigger::Used, percent: 100, action: Action::Block };
+    let mut all: Vec<Stage> = stages.to_vec();
+    if !all.contains(&always) {
+        all.push(always);
+    }
+    let used = i128::from(spent.used().0) * 100;
+    all.retain(|stage| {
+        // The last calls may not fit although less is used: the ledger's no is what blocks.
+        let refused = spent.exhausted && stage.action == Action::Block && stage.percent == block;
+        refused || used >= i128::from(amount.0) * i128::from(stage.percent)
+    });
+    all.sort_by_key(|stage| (stage.percent, stage.action == Action::Block));
+    all
+}
+
+/// With one decimal, rounded down, so that 100.0 means all of it.
+fn percent(used: Amount, amount: Amount) -> String {
+    let permille = match amount.0 {
+        0 => 1000,
+        amount => i128::from(used.0) * 1000 / i128::from(amount),
+    };
+    format!("{}.{}", permille / 10, (permille % 10).abs())
+}
+
+fn within(limits: &[Standing]) -> Draft {
+    let blocked: Vec<&Standing> = limits.iter().filter(|standing| standing.blocked.is_some()).collect();
+    let Some(first) = blocked.first() else {
+        return Draft::new("WithinBudget", true, "WithinBudget", "every limit has room");
+    };
+    let what = blocked.iter().filter_map(|standing| standing.blocked.clone()).collect::<Vec<_>>().join("; ");
+    let effect = match first.enforcement {
+        Enforcement::Enforce => "calls are refused",
+        Enforcement::Observe => "calls pass (enforcement: Observe)",
+    };
+    let reason = if blocked.iter().any(|standing| standing.overrun) { "Overrun" } else { "BudgetExceeded" };
+    Draft::new("WithinBudget", false, reason, format!("{what}; {effect}"))
+}
+
+fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: &Applied) -> Draft {
+    let no = |reason: &str, message: String| Draft::new("Enforced", false, reason, message);
+    if this.limits.is_empty() {
+        return no("NotInForce", "it can't be enforced; see Stalled".to_owned());
+    }
+    if limits.iter().any(|standing| standing.enforcement == Enforcement::Observe) {
+        return no(
+            "Observing",
+            "calls are counted, none is refused (enforcement or mode: Observe)".to_owned(),
+        );
+    }
+    if let Some(trouble) = &applied.trouble {
+        return no(&trouble.reason, trouble.message.clone());
+    }
+    match rollout.trouble() {
+        Some((reason, message)) => no(reason, message),
+        None => Draft::new("Enforced", true, "Enforced", "every connected gateway enforces it"),
+    }
+}
+
+fn word<'a>(plan: &Plan, key: &PolicyKey, this: &BudgetPlan, gateway: &'a Gateway) -> Word<'a> {
+    if let Some(words) = gateway.rejected.get(key) {
+        return Word::Rejects(words);
+    }
+    let wanted = plan.policy.get(key).map(|object| object.version);
+    // A window's body changes with the time; which version a gateway has is no news about this budget.
+    let windows = || {
+        this.limits
+            .iter()
+            .all(|(limit, _)| gateway.held.contains_key(&PolicyKey::Window(limit.window.clone())))
+    };
+    if gateway.held.get(key).copied() == wanted && windows() { Word::Holds } else { Word::Waits }
+}
+
+/// Whether every model that a call of this budget can reach has a price.
+fn price_known(name: &ObjectName, budget: &AIBudget, plan: &Plan) -> Draft {
+    let known =
+        || Draft::new("PriceKnown", true, "PriceKnown", "every model that it can be charged for has a price");
+    // Nearly always nothing is unpriced, and 10,000 budgets ask.
+    if plan.backends.values().all(|backend| backend.unpriced.is_empty()) {
+        return known();
+    }
+    let Some(Ok(Body::Budget(body))) =
+        plan.policy.get(&PolicyKey::Budget(name.clone())).map(|object| object.decode())
+    else {
+        return known();
+    };
+    let unpriced = plan.backends.iter().flat_map(|(name, backend)| {
+        let allowed = backend.allowed.iter();
+        allowed.flat_map(move |allowed| backend.unpriced.iter().map(move |model| (name, allowed, model)))
+    });
+    let mut found =
+        unpriced.filter(|(backend, allowed, model)| reaches(&body, plan, backend, allowed, model));
+    let Some((backend, _, model)) = found.next() else { return known() };
+    let others = match found.count() {
+        0 => String::new(),
+        count => format!(" (and {count} more)"),
+    };
+    let effect = match budget.spec.unpriced {
+        Unpriced::Deny => "calls are refused (unpriced: Deny)",
+        Unpriced::Allow => "calls are charged 0 (unpriced: Allow)",
+    };
+    let message =
+        format!("{model} on ModelBackend {backend}{others} has no price; {effect}. Add spec.models[].price.");
+    Draft::new("PriceKnown", false, "ModelUnpriced", message)
+}
+
+fn reaches(body: &Budget, plan: &Plan, backend: &ObjectName, allowed: &Namespaces, model: &str) -> bool {
+    let named = body.models.as_ref().is_none_or(|models| models.iter().any(|pattern| pattern.matches(model)));
+    if !named || !overlap(&body.namespaces, allowed) {
+        return false;
+    }
+    let Some(routes) = &body.routes else { return true };
+    plan.routes.iter().any(|(route, this)| {
+        routes.iter().any(|pattern| pattern.matches(&route.name))
+            && this.serves.iter().any(|(serving, served)| serving == backend && served == model)
+    })
+}
+
+fn overlap(one: &Namespaces, other: &Namespaces) -> bool {
+    match (one, other) {
+        (Namespaces::All, Namespaces::All) => true,
+        (Namespaces::All, Namespaces::Only(some)) | (Namespaces::Only(some), Namespaces::All) => {
+            !some.is_empty()
+        }
+        (Namespaces::Only(some), Namespaces::Only(others)) => !some.is_disjoint(others),
+    }
+}

@@ -1,0 +1,152 @@
+//! Statuses: the plan and what was applied, in the words of conditions.
+//!
+//! Rules for every kind: `Ready` is what Argo CD, Flux and `kubectl wait` look at, so neither spent
+//! money nor a new gateway moves it; what will come right by itself is `Reconciling`, what needs
+//! somebody is `Stalled`; a time changes only when its condition's status does.
+
+mod budget;
+mod objects;
+
+pub use budget::budget;
+pub use objects::{backend, route};
+
+use crate::applied::{Applied, Gateway};
+use crate::plan::Problem;
+use k8s_openapi::jiff::Timestamp;
+use plimsoll_api::shared::{Condition, Time};
+use plimsoll_core::ids::UnixMs;
+
+/// A condition, before its time is known.
+struct Draft {
+    kind: &'static str,
+    holds: bool,
+    reason: String,
+    message: String,
+}
+
+impl Draft {
+    fn new(kind: &'static str, holds: bool, reason: &str, message: impl Into<String>) -> Self {
+        // What metav1.Condition allows; a provider's or Envoy's words may be long.
+        let message: String = message.into().chars().take(1024).collect();
+        Self { kind, holds, reason: reason.to_owned(), message }
+    }
+}
+
+/// How an object does as a whole.
+enum Health {
+    /// As it should be.
+    Ready(String),
+    /// It will come right by itself.
+    Reconciling(&'static str, String),
+    /// Somebody must change something.
+    Stalled(&'static str, String),
+}
+
+impl Health {
+    fn drafts(self) -> [Draft; 3] {
+        let (ready, reconciling, stalled, reason, message) = match self {
+            Self::Ready(message) => (true, false, false, "InForce", message),
+            Self::Reconciling(reason, message) => (false, true, false, reason, message),
+            Self::Stalled(reason, message) => (false, false, true, reason, message),
+        };
+        let other = |kind, holds| Draft::new(kind, holds, reason, if holds { &*message } else { "" });
+        [
+            Draft::new("Ready", ready, reason, &*message),
+            other("Reconciling", reconciling),
+            other("Stalled", stalled),
+        ]
+    }
+}
+
+/// `drafts` with times: those of `old` where the status is the same.
+fn conditions(drafts: Vec<Draft>, old: &[Condition], generation: Option<i64>, now: UnixMs) -> Vec<Condition> {
+    let condition = |Draft { kind, holds, reason, message }: Draft| {
+        let status = if holds { "True" } else { "False" };
+        let same = old.iter().find(|old| old.type_ == kind && old.status == status);
+        Condition {
+            last_transition_time: same.map_or_else(|| time(now), |old| old.last_transition_time.clone()),
+            message,
+            observed_generation: generation,
+            reason,
+            status: status.to_owned(),
+            type_: kind.to_owned(),
+        }
+    };
+    drafts.into_iter().map(condition).collect()
+}
+
+/// Whether this generation was in force before: then gateways that come later are no news about it.
+fn was_ready(old: &[Condition], generation: Option<i64>) -> bool {
+    let ready = old.iter().find(|condition| condition.type_ == "Ready");
+    ready.is_some_and(|ready| ready.status == "True" && ready.observed_generation == generation)
+}
+
+/// An instant as the API writes it: whole seconds, so that it reads back equal.
+fn time(at: UnixMs) -> Time {
+    Time(Timestamp::from_second(at.0.div_euclid(1000)).unwrap_or_default())
+}
+
+/// What one gateway says to a part of the plan.
+enum Word<'a> {
+    Holds,
+    Waits,
+    Rejects(&'a str),
+}
+
+/// How far a part of the plan has come.
+#[derive(Default)]
+struct Rollout {
+    holding: usize,
+    total: usize,
+    waiting: Vec<String>,
+    rejected: Vec<(String, String)>,
+}
+
+impl Rollout {
+    fn of<'a>(applied: &'a Applied, word: impl Fn(&'a Gateway) -> Word<'a>) -> Self {
+        let mut rollout = Self { total: applied.gateways.len(), ..Self::default() };
+        for (name, gateway) in &applied.gateways {
+            match word(gateway) {
+                Word::Holds => rollout.holding += 1,
+                Word::Waits => rollout.waiting.push(name.clone()),
+                Word::Rejects(words) => rollout.rejected.push((name.clone(), words.to_owned())),
+            }
+        }
+        rollout
+    }
+
+    /// Why not every gateway has it; the reason says whether that passes by itself.
+    fn trouble(&self) -> Option<(&'static str, String)> {
+        if let Some((gateway, words)) = self.rejected.first() {
+            let others = match self.rejected.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            let message =
+                format!("gateway {gateway}{others} does not accept it: {words}; upgrade the gateway");
+            return Some(("RejectedByGateway", message));
+        }
+        if !self.waiting.is_empty() {
+            let names = self.waiting.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let others = match self.waiting.len().saturating_sub(3) {
+                0 => String::new(),
+                count => format!(" and {count} more"),
+            };
+            return Some(("WaitingForGateways", format!("not yet acknowledged by {names}{others}")));
+        }
+        (self.total == 0).then(|| ("NoGateway", "no gateway is connected; start one".to_owned()))
+    }
+
+    /// How the object does, given that nothing is wrong with it.
+    fn health(&self, was_ready: bool) -> Health {
+        if !was_ready && self.rejected.is_empty() && !self.waiting.is_empty() {
+            let (reason, message) = self.trouble().unwrap_or_default();
+            return Health::Reconciling(reason, message);
+        }
+        Health::Ready("in force".to_owned())
+    }
+}
+
+fn joined(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| problem.message.as_str()).collect::<Vec<_>>().join("; ")
+}
