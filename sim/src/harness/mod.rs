@@ -7,6 +7,7 @@ pub mod certs;
 pub mod envoy;
 pub mod http;
 mod process;
+pub mod stack;
 
 pub use process::Process;
 
