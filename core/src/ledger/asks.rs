@@ -22,6 +22,18 @@ pub(super) struct Size {
     pub small: bool,
 }
 
+/// An account's window, as the ledger's clock sees it.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    end: UnixMs,
+    open: bool,
+}
+
+impl Window {
+    /// Its specification means nothing here: nothing is granted, and it never ends.
+    const UNKNOWN: Self = Self { end: UnixMs::NEVER, open: false };
+}
+
 enum Verdict {
     /// Every need is covered.
     Met,
@@ -83,7 +95,7 @@ impl Ledger {
         now: UnixMs,
         out: &mut Out,
     ) {
-        if self.undeclared.is_some() || self.is_waited_for(account) || !self.is_open(account, now) {
+        if self.undeclared.is_some() || self.is_waited_for(account) || !self.window(account, now).open {
             return;
         }
         let surplus = self.surplus(account, epoch, rows);
@@ -98,25 +110,30 @@ impl Ledger {
         self.asks.values().any(|waiting| waiting.ask.needs.iter().any(|need| need.account == *account))
     }
 
-    /// Whether the account's window is one that the ledger's clock allows: not over, not far ahead.
-    fn is_open(&self, account: &AccountKey, now: UnixMs) -> bool {
-        account.limit.window.parse::<WindowSpec>().is_ok_and(|spec| {
-            let bounds = spec.bounds(account.start);
-            let ahead = self.settings.ride_through_ms.saturating_add(LATE_MS);
-            let next = spec.bounds(now).end;
-            bounds.start == account.start
-                && now < bounds.end.plus(LATE_MS)
-                && (account.start <= now.plus(ahead) || account.start == next)
-        })
+    /// The account's window, and whether the ledger's clock allows to grant in it: it is not over, nor far ahead.
+    fn window(&self, account: &AccountKey, now: UnixMs) -> Window {
+        let Ok(spec) = account.limit.window.parse::<WindowSpec>() else { return Window::UNKNOWN };
+        let bounds = spec.bounds(account.start);
+        let ahead = self.settings.ride_through_ms.saturating_add(LATE_MS);
+        let soon = || account.start <= now.plus(ahead) || account.start == spec.bounds(now).end;
+        let open = bounds.start == account.start && now < bounds.end.plus(LATE_MS) && soon();
+        Window { end: bounds.end, open }
     }
 
     /// Serves asks in order of arrival. An ask that must wait keeps later ones off its accounts.
     pub(super) fn serve_asks(&mut self, rows: &mut Rows, now: UnixMs, out: &mut Out) {
         let mut claimed: BTreeSet<AccountKey> = BTreeSet::new();
         let mut served: Vec<(StreamId, Epoch, Ask)> = Vec::new();
+        // Calendars are slow beside the rest, and many asks wait on few accounts.
+        let accounts = self.asks.values().flat_map(|waiting| &waiting.ask.needs).map(|need| &need.account);
+        let windows: BTreeMap<AccountKey, Window> = accounts
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .map(|key| (key.clone(), self.window(key, now)))
+            .collect();
         for place in self.asks.keys().copied().collect::<Vec<_>>() {
             let waiting = self.asks[&place].clone();
-            let verdict = self.judge(&waiting.ask, &claimed, waiting.until, rows, now);
+            let verdict = self.judge(&waiting.ask, &claimed, &windows, waiting.until, rows, now);
             if let Verdict::Wait = verdict {
                 claimed.extend(waiting.ask.needs.into_iter().map(|need| need.account));
                 continue;
@@ -156,6 +173,7 @@ impl Ledger {
         &self,
         ask: &Ask,
         claimed: &BTreeSet<AccountKey>,
+        windows: &BTreeMap<AccountKey, Window>,
         until: UnixMs,
         rows: &Rows,
         now: UnixMs,
@@ -166,7 +184,7 @@ impl Ledger {
         for Need { account, reserve, short: missing } in &ask.needs {
             let standing = rows.standing(account);
             let used = standing.used();
-            let end = window_end(account);
+            let Window { end, open } = windows.get(account).copied().unwrap_or(Window::UNKNOWN);
             let no = |kind| No { ask: ask.id, account: account.clone(), kind, reserve: *reserve, used };
             let enforced = self
                 .limits
@@ -177,7 +195,7 @@ impl Ledger {
                 keep_latest(&mut exhausted, end, no(NoKind::Exhausted));
             }
             let covered = !claimed.contains(account)
-                && self.is_open(account, now)
+                && open
                 && (*missing <= Amount::ZERO || self.ungranted(account, rows) >= *missing);
             if !covered {
                 met = false;
@@ -285,10 +303,6 @@ impl Ledger {
         });
         self.exhausted = kept;
     }
-}
-
-fn window_end(account: &AccountKey) -> UnixMs {
-    account.limit.window.parse::<WindowSpec>().map_or(UnixMs::NEVER, |spec| spec.bounds(account.start).end)
 }
 
 fn keep_latest(kept: &mut Option<(UnixMs, No)>, end: UnixMs, no: No) {
