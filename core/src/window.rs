@@ -81,6 +81,9 @@ fn hint(near: Option<&str>) -> String {
     }
 }
 
+/// The most windows ahead that are computed: a day of minutes.
+pub const MOST_AHEAD: usize = 1_440;
+
 /// A period in a time zone. Equal specifications have equal canonical texts, `Month@Europe/Berlin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WindowSpec {
@@ -129,17 +132,21 @@ impl WindowSpec {
         self.elapsed_bounds(now, unit_ms)
     }
 
-    /// The window of `now` and all that begin within `ride_through_ms`, at least one ahead; `Total` has none
-    /// ahead.
+    /// The window of `now` and those that begin within `ride_through_ms`: at least one ahead (none for
+    /// `Total`), at most [`MOST_AHEAD`].
     #[must_use]
     pub fn ahead(&self, now: UnixMs, ride_through_ms: i64) -> WindowBounds {
-        let mut bounds = vec![self.bounds(now)];
+        let mut last = self.bounds(now);
+        let mut bounds = vec![last];
         let horizon = now.plus(ride_through_ms);
-        while let Some(last) = bounds.last().copied()
-            && last.end < UnixMs::NEVER
-            && (bounds.len() == 1 || last.end <= horizon)
-        {
-            bounds.push(self.bounds(last.end));
+        while bounds.len() == 1 || (last.end <= horizon && bounds.len() <= MOST_AHEAD) {
+            let next = self.bounds(last.end);
+            // After the last window, be it `Total` or the calendar's end, there is none.
+            if next.start != last.end {
+                break;
+            }
+            bounds.push(next);
+            last = next;
         }
         WindowBounds { bounds }
     }

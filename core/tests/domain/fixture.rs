@@ -4,8 +4,8 @@ use plimsoll_core::account::{Amount, Unit};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::policy::{
-    Backend, Bounds, Budget, Dialect, Enforcement, Installation, Limit, Model, Namespaces, PolicyKey, PolicyObject,
-    Route, Verdict, WeightedBackend, WindowBounds,
+    Backend, Bounds, Budget, Dialect, Enforcement, Installation, Limit, Model, Namespaces, PolicyKey,
+    PolicyObject, Route, Verdict, WeightedBackend, WindowBounds,
 };
 use plimsoll_core::price::Rates;
 use plimsoll_core::snapshot::Snapshot;
@@ -39,7 +39,12 @@ pub fn installation() -> Installation {
 }
 
 pub fn model(name: &str) -> Model {
-    Model { name: name.to_owned(), context_tokens: Some(400_000), max_output_tokens: Some(128_000), rates: Some(rates()) }
+    Model {
+        name: name.to_owned(),
+        context_tokens: Some(400_000),
+        max_output_tokens: Some(128_000),
+        rates: Some(rates()),
+    }
 }
 
 pub fn backend(models: Vec<Model>) -> Backend {

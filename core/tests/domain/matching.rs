@@ -28,7 +28,13 @@ fn budgets() -> impl Strategy<Value = Budget> {
             .prop_map(|names| Namespaces::Only(names.into_iter().map(str::to_owned).collect())),
     ];
     (namespaces, patterns(), patterns(), patterns(), patterns()).prop_map(
-        |(namespaces, features, users, routes, models)| Budget { features, users, routes, models, ..budget(namespaces) },
+        |(namespaces, features, users, routes, models)| Budget {
+            features,
+            users,
+            routes,
+            models,
+            ..budget(namespaces)
+        },
     )
 }
 
@@ -96,5 +102,8 @@ fn a_budget_over_many_namespaces_and_many_users_is_still_found() {
         snapshot.matching(&traits, |_| count += 1);
         count
     };
-    assert_eq!((count("team-7", "user-63"), count("team-300", "user-63"), count("team-7", "user-64")), (1, 0, 0));
+    assert_eq!(
+        (count("team-7", "user-63"), count("team-300", "user-63"), count("team-7", "user-64")),
+        (1, 0, 0)
+    );
 }
