@@ -3,6 +3,11 @@
 //! The library behind the `plimsoll` binary. Deciding is not done here (`plimsoll-plan` and
 //! `plimsoll-core` do, without I/O); this crate reads, serves, stores and reports.
 
+pub mod config;
+pub mod controller;
 pub mod gateway;
+pub mod http;
 pub mod ledger;
+pub mod operator;
+pub mod report;
 pub mod source;

@@ -1,2 +1,221 @@
-//! Placeholder.
-fn main() {}
+//! The `plimsoll` command.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use plimsoll::report::{Printer, Report, Sink};
+use plimsoll::source::{Files, manifest};
+use std::io::{IsTerminal, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  plimsoll operator --config plimsoll.yaml --manifests policy/
+  plimsoll validate policy/*.yaml
+  plimsoll status --operator 127.0.0.1:9080
+  plimsoll crds | kubectl apply --server-side -f -
+
+Exit codes: 0 done; 1 it failed, or validate found something wrong; 2 wrong usage.";
+
+/// Enforces what teams may spend on AI models.
+#[derive(Parser)]
+#[command(version, about, after_help = EXAMPLES, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch budgets, routes and backends; keep the ledger; configure gateways.
+    #[command(after_help = "\
+The settings file, at least:
+  ledger: {sqlite: {path: /var/lib/plimsoll/ledger.db}}
+  tls: {ca: ca.pem, cert: operator.pem, key: operator.key}   # or plainText: true on one machine
+Both files and settings are watched. SIGTERM or Ctrl-C ends it after the last commit.")]
+    Operator {
+        /// The installation's settings, YAML
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Read objects from this directory's .yaml, .yml and .json files
+        #[arg(long, value_name = "DIR")]
+        manifests: PathBuf,
+        /// How log lines look; they go to standard error
+        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+        log_format: LogFormat,
+        /// Don't print changed budgets to standard output
+        #[arg(long)]
+        no_table: bool,
+    },
+    /// Print the CustomResourceDefinitions.
+    Crds,
+    /// Check manifests as an API server would, without one.
+    Validate {
+        /// Files of AIBudgets, ModelRoutes, ModelBackends, Secrets and Namespaces
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Also check against this installation's settings
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Show where budgets stand.
+    Status {
+        /// The operator's listen.http address
+        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9080")]
+        operator: String,
+        /// As a table, or everything as JSON
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("plimsoll: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Operator { config, manifests, log_format, no_table } => {
+            log(log_format);
+            operator(config, &manifests, no_table)?;
+        }
+        Command::Crds => print(&crds()?)?,
+        Command::Validate { files, config } => return validate(&files, config.as_deref()),
+        Command::Status { operator, output } => status(&operator, output)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn log(format: LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("PLIMSOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}
+
+/// Prints nothing.
+struct Silent;
+
+impl Sink for Silent {
+    fn put(&mut self, _: &Arc<Report>) {}
+}
+
+fn operator(config: PathBuf, manifests: &Path, silent: bool) -> anyhow::Result<()> {
+    // One provider for everything that speaks TLS; a second would be an error of ours.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = signals()?;
+        let source = Files::new(manifests);
+        if silent {
+            plimsoll::operator::run(config, source, Silent, stop).await
+        } else {
+            plimsoll::operator::run(config, source, Printer::default(), stop).await
+        }
+    })
+}
+
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn crds() -> anyhow::Result<String> {
+    let mut text = String::new();
+    for crd in plimsoll_api::crds() {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&crd)?);
+    }
+    Ok(text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // `plimsoll crds | head` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn validate(files: &[PathBuf], config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let settings = match config {
+        Some(file) => Some(plimsoll::config::Config::load(file)?.settings()),
+        None => None,
+    };
+    let (mut good, mut bad) = (0, 0);
+    for file in files {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file).with_context(|| format!("{shown} can't be read"))?;
+        for entry in manifest::read(&text) {
+            let name = entry.id.map(|id| format!("{id}: ")).unwrap_or_default();
+            let wrongs: Vec<(usize, String)> = match entry.object {
+                Ok(object) => {
+                    let settings = settings.clone().unwrap_or_default();
+                    let problems = plimsoll_plan::check(&object, &settings);
+                    problems.into_iter().map(|problem| (entry.line, problem.message)).collect()
+                }
+                Err(wrongs) => wrongs.into_iter().map(|wrong| (wrong.line, wrong.message)).collect(),
+            };
+            if wrongs.is_empty() {
+                good += 1;
+            } else {
+                bad += 1;
+            }
+            for (line, message) in wrongs {
+                println!("{shown}:{line}: {name}{message}");
+            }
+        }
+    }
+    println!("{good} good, {bad} bad");
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn status(operator: &str, output: Output) -> anyhow::Result<()> {
+    let query = match output {
+        Output::Table => "?format=table",
+        Output::Json => "",
+    };
+    let address = operator.trim_start_matches("http://").trim_end_matches('/');
+    let refused = || format!("no operator answers at {address}; give its listen.http address with --operator");
+    let mut stream = TcpStream::connect(address).with_context(refused)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let request = format!("GET /status{query} HTTP/1.0\r\nhost: {address}\r\naccept: */*\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).with_context(refused)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{address} doesn't speak HTTP"))?;
+    let line = head.lines().next().unwrap_or_default();
+    anyhow::ensure!(line.contains(" 200"), "the operator at {address} answers: {line}");
+    print(body)
+}

@@ -2,32 +2,20 @@
 //! in Envoy's own words, kept over a reconnect.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use plimsoll::gateway::cluster::{Upstream, cluster};
+use plimsoll::gateway::cluster::cluster;
 use plimsoll::gateway::secret::secret;
 use plimsoll::gateway::{Discovery, Held, ResourceKey, Snapshot};
+use plimsoll_core::ids::ObjectName;
+use plimsoll_plan::{EnvoyCluster, SecretRef};
+use plimsoll_sim::harness;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn envoy_binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("PLIMSOLL_ENVOY") {
-        return path.into();
-    }
-    let home = std::env::var_os("HOME").expect("HOME is not set");
-    let path = PathBuf::from(home).join(".cache/plimsoll/envoy-1.40.0/envoy");
-    assert!(path.exists(), "there is no {}; run `make envoy`, or set PLIMSOLL_ENVOY", path.display());
-    path
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// A server that answers each request with the credential it came with.
 fn echo_credential() -> u16 {
@@ -73,7 +61,7 @@ struct Envoy {
 impl Envoy {
     fn start(node: &str, discovery: SocketAddr) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (port, xds) = (free_port(), discovery.port());
+        let (port, xds) = (harness::free_port().unwrap(), discovery.port());
         let bootstrap = format!(
             r#"
 node: {{id: {node}, cluster: test}}
@@ -106,7 +94,7 @@ static_resources:
         let config = directory.path().join("envoy.yaml");
         std::fs::write(&config, bootstrap).unwrap();
         let log = std::fs::File::create(directory.path().join("envoy.log")).unwrap();
-        let process = Command::new(envoy_binary())
+        let process = Command::new(harness::envoy::find().unwrap())
             .args(["--concurrency", "1", "--use-dynamic-base-id", "-l", "warn", "-c"])
             .arg(&config)
             .stdout(Stdio::null())
@@ -164,11 +152,13 @@ async fn serve(discovery: &Arc<Discovery>, address: SocketAddr) -> (SocketAddr, 
     (address, stop)
 }
 
-fn upstream(name: &str, port: u16, key: Option<&str>) -> Upstream {
-    Upstream { name: name.to_owned(), host: "127.0.0.1".to_owned(), port, tls: false, key: key.map(str::to_owned) }
+fn upstream(name: &str, port: u16, key: Option<&str>) -> EnvoyCluster {
+    let inject_key =
+        key.map(|secret| SecretRef { secret: ObjectName::new("p", secret), key: "key".to_owned() });
+    EnvoyCluster { name: name.to_owned(), host: "127.0.0.1".to_owned(), port, tls: false, inject_key }
 }
 
-fn snapshot(upstreams: &[Upstream], keys: &[(&str, &str)], ca_file: &str) -> Snapshot {
+fn snapshot(upstreams: &[EnvoyCluster], keys: &[(&str, &str)], ca_file: &str) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for upstream in upstreams {
         snapshot.insert(ResourceKey::cluster(&upstream.name), &cluster(upstream, ca_file), b"");
@@ -196,7 +186,7 @@ async fn acknowledged(discovery: &Discovery, node: &str, snapshot: &Snapshot, ke
 async fn a_key_is_injected_in_place_of_the_callers_and_rotated_without_a_restart() {
     let provider = echo_credential();
     let discovery = Arc::new(Discovery::default());
-    let upstreams = [upstream("with-key", provider, Some("p/openai/key")), upstream("without", provider, None)];
+    let upstreams = [upstream("with-key", provider, Some("openai")), upstream("without", provider, None)];
     let keys = [ResourceKey::cluster("with-key"), ResourceKey::cluster("without"), ResourceKey::secret("p/openai/key")];
     let first = snapshot(&upstreams, &[("p/openai/key", "sk-one\n")], "");
     discovery.publish(first.clone());
@@ -256,7 +246,7 @@ async fn what_envoy_rejects_is_known_in_its_own_words_and_harms_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_that_comes_back_is_told_what_the_gateway_holds_and_traffic_never_stops() {
     let provider = echo_credential();
-    let upstreams = [upstream("a", provider, Some("p/a/key"))];
+    let upstreams = [upstream("a", provider, Some("a"))];
     let now = snapshot(&upstreams, &[("p/a/key", "sk-a")], "");
     let keys = [ResourceKey::cluster("a"), ResourceKey::secret("p/a/key")];
     let first = Arc::new(Discovery::default());

@@ -39,8 +39,11 @@ use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::{Duration, UInt32Value};
 use envoy_types::util::pack_any;
+use plimsoll_plan::EnvoyCluster;
 use std::collections::HashMap;
 use std::net::IpAddr;
+
+use super::secret;
 
 /// Where gateways find the roots that providers' certificates are checked against.
 pub const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -49,24 +52,9 @@ pub const SYSTEM_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// budgets allow, with a 503 that nobody could explain.
 const UNLIMITED: u32 = 1_000_000;
 
-/// One cluster, before translation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// The cluster's name.
-    pub name: String,
-    /// A DNS name or an address.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// Whether to speak TLS, verified against `host`.
-    pub tls: bool,
-    /// The SDS secret whose key replaces the caller's credential; `None` passes the caller's own.
-    pub key: Option<String>,
-}
-
 /// `upstream` as Envoy wants it. `ca_file` is a path on the gateway.
 #[must_use]
-pub fn cluster(upstream: &Upstream, ca_file: &str) -> Cluster {
+pub fn cluster(upstream: &EnvoyCluster, ca_file: &str) -> Cluster {
     let (discovery, family) = discovery(upstream);
     Cluster {
         name: upstream.name.clone(),
@@ -94,7 +82,7 @@ pub fn cluster(upstream: &Upstream, ca_file: &str) -> Cluster {
 
 /// Providers stand behind names with many, changing addresses, of which one connection's worth is
 /// enough (`LOGICAL_DNS`); behind a plain name stands a service whose every address is a server.
-fn discovery(upstream: &Upstream) -> (DiscoveryType, DnsLookupFamily) {
+fn discovery(upstream: &EnvoyCluster) -> (DiscoveryType, DnsLookupFamily) {
     if upstream.host.parse::<IpAddr>().is_ok() {
         (DiscoveryType::Static, DnsLookupFamily::Auto)
     } else if upstream.tls {
@@ -104,7 +92,7 @@ fn discovery(upstream: &Upstream) -> (DiscoveryType, DnsLookupFamily) {
     }
 }
 
-fn endpoint(upstream: &Upstream) -> ClusterLoadAssignment {
+fn endpoint(upstream: &EnvoyCluster) -> ClusterLoadAssignment {
     let address = Address {
         address: Some(AddressKind::SocketAddress(SocketAddress {
             address: upstream.host.clone(),
@@ -158,7 +146,7 @@ fn tls(host: &str, ca_file: &str) -> TransportSocket {
     }
 }
 
-fn protocol(upstream: &Upstream) -> HttpProtocolOptions {
+fn protocol(upstream: &EnvoyCluster) -> HttpProtocolOptions {
     // A request sent into a connection that the server is just closing has an unknown outcome and
     // settles at its reserve, so ours must close first. Model servers on uvicorn wait 5 s,
     // providers' front ends a minute and more.
@@ -177,7 +165,7 @@ fn protocol(upstream: &Upstream) -> HttpProtocolOptions {
             ..Default::default()
         }),
         upstream_protocol_options: Some(http),
-        http_filters: upstream.key.as_deref().map_or_else(Vec::new, |key| vec![injector(key), codec()]),
+        http_filters: upstream.inject_key.as_ref().map_or_else(Vec::new, |key| vec![injector(&secret::name(key)), codec()]),
         ..Default::default()
     }
 }

@@ -4,6 +4,14 @@ use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{GenericSecret, Secret};
+use plimsoll_plan::SecretRef;
+
+/// The name under which gateways know `key`: `plimsoll-system/openai/api-key`.
+#[must_use]
+pub fn name(key: &SecretRef) -> String {
+    let SecretRef { secret, key } = key;
+    format!("{secret}/{key}")
+}
 
 /// `key` under the name that clusters refer to. Line ends and blanks round the key are dropped: an
 /// editor's last newline would make an invalid header of every call.

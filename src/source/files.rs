@@ -8,7 +8,7 @@ use super::manifest;
 use super::watch::{self, Watch};
 use super::{Batch, Change, Fault, Source};
 use anyhow::Context;
-use plimsoll_api::ObjectId;
+use plimsoll_api::{Object, ObjectId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -166,6 +166,7 @@ struct File {
 struct Owner {
     file: PathBuf,
     content: u64,
+    generation: i64,
 }
 
 impl Catalogue {
@@ -212,9 +213,12 @@ impl Catalogue {
                 continue;
             }
             self.missing.remove(&id);
-            let owner = Owner { file: path.to_owned(), content: entry.content };
-            if self.owners.insert(id, owner).is_none_or(|before| before.content != entry.content) {
-                changes.push(Change::Put(object));
+            let before = self.owners.get(&id).map(|owner| (owner.generation, owner.content));
+            let changed = before.is_none_or(|(_, content)| content != entry.content);
+            let generation = before.map_or(0, |(generation, _)| generation) + i64::from(changed);
+            self.owners.insert(id, Owner { file: path.to_owned(), content: entry.content, generation });
+            if changed {
+                changes.push(Change::Put(numbered(object, generation)));
             }
         }
         // What can't be read may be just the document that is missing now.
@@ -262,6 +266,17 @@ impl Catalogue {
     fn faults(&self) -> impl Iterator<Item = Fault> {
         self.files.values().flat_map(|file| file.faults.iter().cloned())
     }
+}
+
+/// As an API server counts: statuses say which generation they are about.
+fn numbered(mut object: Object, generation: i64) -> Object {
+    match &mut object {
+        Object::Budget(budget) => budget.metadata.generation = Some(generation),
+        Object::Route(route) => route.metadata.generation = Some(generation),
+        Object::Backend(backend) => backend.metadata.generation = Some(generation),
+        Object::Namespace(_) | Object::Secret(_) => {}
+    }
+    object
 }
 
 #[cfg(test)]

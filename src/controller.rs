@@ -1,0 +1,327 @@
+//! The loop: observe, plan, apply, report.
+//!
+//! One task owns the planner, so there is one order of things. Changes are gathered for at most
+//! [`GATHER`], planned, and applied in the order in which they can't hurt: Envoy's clusters before the
+//! policy that names them, the ledger's limits before the gateways'. Statuses come from what gateways
+//! and ledger say they hold, never from what was meant.
+
+mod applied;
+
+use crate::config::{Config, ConfigError};
+use crate::gateway::{Discovery, ResourceKey, Snapshot, cluster, secret};
+use crate::http::Health;
+use crate::ledger::LedgerHandle;
+use crate::report::{Report, Sink};
+use crate::source::{Batch, Change, Fault};
+use plimsoll_core::ids::UnixMs;
+use plimsoll_plan::{EnvoyCluster, EventKind, Planner, events, status};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// How long changes are gathered.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// After such a pause nothing more is expected.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The least time between two reports.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a cluster outlives the policy that named it: gateways hear of both on different streams.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// The longest sleep; the loop shows that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// What the controller works with.
+#[derive(Debug)]
+pub struct Parts<K> {
+    /// The ledger, serving.
+    pub ledger: LedgerHandle,
+    /// Envoy's configuration, served.
+    pub discovery: Arc<Discovery>,
+    /// The settings file and what it said.
+    pub config: (PathBuf, Config),
+    /// Where reports go.
+    pub sink: K,
+    /// Where the latest report is read by HTTP.
+    pub latest: watch::Sender<Arc<Report>>,
+    /// Liveness and readiness.
+    pub health: Arc<Health>,
+    /// Makes versions of secrets tell nothing about them.
+    pub salt: [u8; 16],
+}
+
+/// What it hears.
+#[derive(Debug)]
+pub struct Inputs {
+    /// From the source of objects.
+    pub batches: mpsc::Receiver<Batch>,
+    /// From the settings file.
+    pub configs: mpsc::Receiver<Result<Config, ConfigError>>,
+}
+
+/// The controller's state.
+#[derive(Debug)]
+struct Controller<K> {
+    parts: Parts<K>,
+    planner: Planner,
+    /// What gateways should have by xDS.
+    snapshot: Snapshot,
+    /// Clusters that no policy names any more, and until when they stay.
+    lingering: BTreeMap<String, (EnvoyCluster, Instant)>,
+    clusters: BTreeMap<String, EnvoyCluster>,
+    source_faults: Vec<Fault>,
+    config_fault: Option<Fault>,
+    report: Report,
+    stale: bool,
+    reported: Option<Instant>,
+}
+
+/// Runs until `stop` is true or the source ends.
+pub async fn run<K: Sink>(parts: Parts<K>, mut inputs: Inputs, mut stop: watch::Receiver<bool>) {
+    // Nothing is planned before the first batch: an empty world would let everything pass.
+    let first = tokio::select! {
+        first = inputs.batches.recv() => first,
+        () = stopped(&mut stop) => None,
+    };
+    let Some(first) = first else { return };
+    let mut controller = Controller::new(parts);
+    controller.observe(first);
+    controller.apply().await;
+    controller.parts.health.set_planned();
+    tracing::info!(
+        budgets = controller.planner.world().budgets.len(),
+        routes = controller.planner.world().routes.len(),
+        backends = controller.planner.world().backends.len(),
+        "the first plan is in force"
+    );
+    let parts = &controller.parts;
+    let mut policy = parts.ledger.hub().changed();
+    let mut spend = parts.ledger.spend().changed();
+    let mut ledger = parts.ledger.state();
+    let mut gateways = parts.discovery.gateways().changes();
+    loop {
+        controller.parts.health.beat();
+        tokio::select! {
+            () = stopped(&mut stop) => break,
+            batch = inputs.batches.recv() => {
+                let Some(batch) = batch else { break };
+                controller.observe(batch);
+                controller.gather(&mut inputs.batches).await;
+                controller.apply().await;
+            }
+            Some(config) = inputs.configs.recv() => {
+                controller.configure(config);
+                controller.apply().await;
+            }
+            () = tokio::time::sleep_until(controller.wake()) => controller.apply().await,
+            Ok(()) = policy.changed() => controller.stale = true,
+            Ok(()) = spend.changed() => controller.stale = true,
+            Ok(()) = ledger.changed() => controller.stale = true,
+            Ok(()) = gateways.changed() => controller.stale = true,
+        }
+        controller.tell();
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error says that whoever could stop us is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+impl<K: Sink> Controller<K> {
+    fn new(parts: Parts<K>) -> Self {
+        let world = plimsoll_plan::World::new(parts.config.1.settings());
+        Self {
+            parts,
+            planner: Planner::new(world),
+            snapshot: Snapshot::default(),
+            lingering: BTreeMap::new(),
+            clusters: BTreeMap::new(),
+            source_faults: vec![],
+            config_fault: None,
+            report: Report::default(),
+            stale: true,
+            reported: None,
+        }
+    }
+
+    fn observe(&mut self, batch: Batch) {
+        for change in batch {
+            match change {
+                Change::Put(object) => {
+                    tracing::debug!(object = %object.id(), "changed");
+                    self.planner.put(object);
+                }
+                Change::Gone(id) => {
+                    tracing::info!(object = %id, "gone");
+                    self.planner.remove(&id);
+                }
+                Change::Faults(faults) => {
+                    for fault in faults.iter().filter(|fault| !self.source_faults.contains(fault)) {
+                        tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
+                    }
+                    self.source_faults = faults;
+                    self.stale = true;
+                }
+            }
+        }
+    }
+
+    async fn gather(&mut self, batches: &mut mpsc::Receiver<Batch>) {
+        let end = Instant::now() + GATHER;
+        while Instant::now() < end {
+            let Ok(Some(batch)) = tokio::time::timeout(PAUSE, batches.recv()).await else { return };
+            self.observe(batch);
+        }
+    }
+
+    fn configure(&mut self, config: Result<Config, ConfigError>) {
+        self.stale = true;
+        let place = self.parts.config.0.display().to_string();
+        let mut next = match config {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(place = error.place, "{}; the last good settings stay in force", error.message);
+                let message = format!("{}; the last good settings stay in force", error.message);
+                self.config_fault = Some(Fault { place: error.place, object: None, message });
+                return;
+            }
+        };
+        let current = &mut self.parts.config.1;
+        let bound = current.needs_restart(&next);
+        self.config_fault = (!bound.is_empty()).then(|| {
+            let message = format!("{} changed, which needs a restart of the operator", bound.join(", "));
+            tracing::warn!(place, "{message}");
+            Fault { place: place.clone(), object: None, message }
+        });
+        next.bind_to(current);
+        if *current == next {
+            return;
+        }
+        tracing::info!(place, "settings changed");
+        *current = next;
+        self.planner.set(current.settings());
+    }
+
+    /// Plans and puts into force.
+    async fn apply(&mut self) {
+        let now = self.parts.ledger.now();
+        let delta = self.planner.replan(now);
+        let at = Instant::now();
+        let buried = self.lingering.len();
+        self.lingering.retain(|_, (_, until)| *until > at);
+        if delta.clusters || buried != self.lingering.len() {
+            self.publish_clusters(at);
+        }
+        if !delta.policy.is_empty() || delta.limits {
+            let (mut changed, mut removed) = (Vec::new(), Vec::new());
+            for (key, object) in delta.policy {
+                match object {
+                    Some(object) => changed.push(object),
+                    None => removed.push(key),
+                }
+            }
+            tracing::info!(changed = changed.len(), removed = removed.len(), limits = delta.limits, "policy changes");
+            if delta.limits {
+                let limits = self.planner.plan().limits.clone();
+                self.parts.ledger.publish(limits, changed, removed).await;
+            } else {
+                self.parts.ledger.hub().publish(changed, removed);
+            }
+        }
+        self.stale |= delta.clusters || delta.limits || !delta.objects.is_empty();
+    }
+
+    fn publish_clusters(&mut self, now: Instant) {
+        let plan = self.planner.plan();
+        let gone = self.clusters.iter().filter(|(name, _)| !plan.clusters.contains_key(*name));
+        for (name, cluster) in gone {
+            self.lingering.insert(name.clone(), (cluster.clone(), now + LINGER));
+        }
+        self.lingering.retain(|name, _| !plan.clusters.contains_key(name));
+        self.clusters = plan.clusters.clone();
+        let mut snapshot = Snapshot::default();
+        let ca_file = &self.parts.config.1.provider_ca_file;
+        for cluster in plan.clusters.values().chain(self.lingering.values().map(|(cluster, _)| cluster)) {
+            snapshot.insert(ResourceKey::cluster(&cluster.name), &cluster::cluster(cluster, ca_file), b"");
+            let Some(reference) = &cluster.inject_key else { continue };
+            let keys = self.planner.world().secrets.get(&reference.secret);
+            if let Some(key) = keys.and_then(|keys| keys.get(&reference.key)) {
+                let name = secret::name(reference);
+                snapshot.insert(ResourceKey::secret(&name), &secret::secret(&name, key.expose()), &self.parts.salt);
+            }
+        }
+        self.snapshot = snapshot.clone();
+        self.parts.discovery.publish(snapshot);
+    }
+
+    /// When something is due although nothing is heard.
+    fn wake(&self) -> Instant {
+        let now = Instant::now();
+        let mut wake = now + HEARTBEAT;
+        let window = self.planner.next().since(self.parts.ledger.now()).max(0);
+        if let Ok(window) = u64::try_from(window) {
+            wake = wake.min(now + Duration::from_millis(window.min(60_000)));
+        }
+        if let Some(until) = self.lingering.values().map(|(_, until)| *until).min() {
+            wake = wake.min(until);
+        }
+        if self.stale {
+            wake = wake.min(self.reported.map_or(now, |at| at + REPORT_EVERY));
+        }
+        wake
+    }
+
+    /// Reports, if there is news and the last report is old enough.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        let early = self.reported.is_some_and(|at| now < at + REPORT_EVERY);
+        if !self.stale || early {
+            return;
+        }
+        self.stale = false;
+        self.reported = Some(now);
+        let report = self.make_report(self.parts.ledger.now());
+        let report = Arc::new(report);
+        self.parts.sink.put(&report);
+        self.parts.latest.send_replace(Arc::clone(&report));
+        self.report = Arc::unwrap_or_clone(report);
+    }
+
+    fn make_report(&self, now: UnixMs) -> Report {
+        let (world, plan) = (self.planner.world(), self.planner.plan());
+        let applied = applied::applied(&self.parts.ledger, &self.parts.discovery, plan, &self.snapshot, now);
+        let old = &self.report;
+        let mut report = Report { time: now, ..Report::default() };
+        for (name, object) in &world.budgets {
+            let before = old.budgets.get(name);
+            let status = status::budget(name, object, before, plan, &applied, now);
+            for event in events(before, &status) {
+                match event.kind {
+                    EventKind::Normal => tracing::info!(budget = %name, reason = event.reason, "{}", event.message),
+                    EventKind::Warning => tracing::warn!(budget = %name, reason = event.reason, "{}", event.message),
+                }
+            }
+            report.table.extend(applied::rows(name, object, &status, plan, &applied));
+            report.budgets.insert(name.clone(), status);
+        }
+        for (name, object) in &world.routes {
+            let status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            report.routes.insert(name.clone(), status);
+        }
+        for (name, object) in &world.backends {
+            let status = status::backend(name, object, old.backends.get(name), plan, &applied, now);
+            report.backends.insert(name.clone(), status);
+        }
+        report.ledger = applied::ledger(&applied);
+        report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
+        report.faults = self.config_fault.iter().chain(&self.source_faults).cloned().collect();
+        report
+    }
+}

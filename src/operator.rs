@@ -1,0 +1,180 @@
+//! The operator as a process: what starts, in which order, and how it ends.
+
+use crate::config::{Config, ConfigError};
+use crate::controller::{self, Inputs, Parts};
+use crate::gateway::Discovery;
+use crate::http::{self, Health, Pages};
+use crate::ledger::{self, ServerSettings, SqliteStore};
+use crate::report::{Report, Sink};
+use crate::source::Source;
+use anyhow::{Context, anyhow};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// A gateway that is silent for so long counts as lost (LEDGER.md rule 6), in milliseconds.
+const LOST_AFTER_MS: i64 = 600_000;
+
+/// How often the settings file is looked at.
+const CONFIG_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the servers may take to end.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Serves until `stop` resolves; then takes no new stream, commits what has arrived and ends.
+///
+/// # Errors
+/// Says what could not be read, bound or opened, and what to do.
+pub async fn run<S, K>(
+    config_file: PathBuf,
+    source: S,
+    sink: K,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()>
+where
+    S: Source + Send + 'static,
+    K: Sink + 'static,
+{
+    let config = Config::load(&config_file)?;
+    let store = SqliteStore::open(&config.ledger.sqlite.path).await?;
+    let http_listener = listen("http", config.listen.http).await?;
+    let xds_listener = listen("xds", config.listen.xds).await?;
+    let settings = ServerSettings {
+        listen: config.listen.grpc,
+        transport: config.transport(),
+        ride_through_ms: config.ride_through.ms,
+        lost_after_ms: LOST_AFTER_MS,
+    };
+    let mut xds = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+    if let Some(tls) = settings.transport.server()? {
+        xds = xds.tls_config(tls)?;
+    }
+    if config.plain_text {
+        tracing::warn!("plainText: true; whoever reaches the gateways' ports can read keys and spend budgets");
+    }
+    let ledger = ledger::start(settings, store).await?;
+    let discovery = Arc::new(Discovery::default());
+    let health = Arc::new(Health::default());
+    let latest = watch::Sender::new(Arc::new(Report::default()));
+
+    let (stopping, stopped) = watch::channel(false);
+    let ended = || {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        }
+    };
+    let pages = Pages {
+        health: Arc::clone(&health),
+        report: latest.subscribe(),
+        ledger: ledger.state(),
+        metrics: Arc::new(registry(&ledger)),
+    };
+    let http_address = http_listener.local_addr()?;
+    let xds_address = xds_listener.local_addr()?;
+    let http_server = tokio::spawn(axum::serve(http_listener, http::router(pages)).with_graceful_shutdown(ended()).into_future());
+    let router = xds.add_service(discovery.service());
+    let xds_server = tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(xds_listener), ended()));
+    let (into, batches) = mpsc::channel(16);
+    let mut source = tokio::spawn(source.run(into));
+    let (news, configs) = mpsc::channel(1);
+    let config_watch = tokio::spawn(watch_config(config_file.clone(), news));
+    tracing::info!(ledger = %ledger.address(), xds = %xds_address, http = %http_address, "serving");
+
+    let parts = Parts {
+        ledger: ledger.clone(),
+        discovery: Arc::clone(&discovery),
+        config: (config_file, config),
+        sink,
+        latest,
+        health,
+        salt: salt()?,
+    };
+    let mut controller = tokio::spawn(controller::run(parts, Inputs { batches, configs }, stopped.clone()));
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        ended = &mut source => ended.map_err(anyhow::Error::from).and_then(|ended| ended)
+            .and_then(|()| Err(anyhow!("the source of objects ended"))),
+        ended = &mut controller => ended.map_err(anyhow::Error::from)
+            .and_then(|()| Err(anyhow!("the controller ended"))),
+    };
+    tracing::info!("stopping");
+    discovery.stop();
+    stopping.send_replace(true);
+    source.abort();
+    config_watch.abort();
+    ledger.shutdown().await;
+    for (name, server) in [("xDS", wait(xds_server).await), ("HTTP", wait(http_server).await)] {
+        if let Err(error) = server {
+            tracing::warn!(server = name, %error, "did not end well");
+        }
+    }
+    if !controller.is_finished() {
+        let _ = tokio::time::timeout(END_WITHIN, controller).await;
+    }
+    outcome
+}
+
+async fn listen(field: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}; set listen.{field} to a free address"))
+}
+
+async fn wait<E>(server: tokio::task::JoinHandle<Result<(), E>>) -> anyhow::Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    Ok(tokio::time::timeout(END_WITHIN, server).await.context("not within 5 s")???)
+}
+
+fn registry(ledger: &ledger::LedgerHandle) -> Registry {
+    let mut registry = Registry::default();
+    ledger.metrics().register(&mut registry);
+    let build = Gauge::<i64>::default();
+    build.set(1);
+    let version = ("version".into(), env!("CARGO_PKG_VERSION").into());
+    registry.sub_registry_with_label(version).register("plimsoll_build", "The operator's version", build);
+    registry
+}
+
+fn salt() -> std::io::Result<[u8; 16]> {
+    use std::io::Read;
+    let mut salt = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut salt)?;
+    Ok(salt)
+}
+
+/// Sends what the settings file says whenever that changes. It is read again and again: a mounted
+/// ConfigMap is swapped by links, which no notice tells about reliably.
+async fn watch_config(file: PathBuf, news: mpsc::Sender<Result<Config, ConfigError>>) {
+    let read = |file: &Path| std::fs::read_to_string(file).map_err(|error| error.to_string());
+    let mut last = read(&file);
+    loop {
+        tokio::time::sleep(CONFIG_EVERY).await;
+        let now = read(&file);
+        if now == last {
+            continue;
+        }
+        last.clone_from(&now);
+        let config = match now {
+            Ok(text) => Config::parse(&text, &file.display().to_string()),
+            Err(error) => Err(ConfigError {
+                place: file.display().to_string(),
+                message: format!("can't be read: {error}"),
+            }),
+        };
+        if news.send(config).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What the operator tells about itself and its objects: one report, as a table or as JSON.
+//!
+//! A report is made by the controller from what was applied; nothing is computed here.
+
+pub mod table;
+
+use crate::source::Fault;
+use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus};
+use plimsoll_core::account::Unit;
+use plimsoll_core::ids::{ObjectName, UnixMs};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Everything at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The ledger's time, in Unix milliseconds.
+    pub time: UnixMs,
+    /// How the ledger is: `Serving`, or why it grants nothing.
+    pub ledger: Ledger,
+    /// What can't be read or used now; the last good state stays in force.
+    pub faults: Vec<Fault>,
+    /// By Envoy's node id.
+    pub gateways: BTreeMap<String, Gateway>,
+    /// One row a limit, for people.
+    pub table: Vec<Row>,
+    /// Statuses of all budgets.
+    pub budgets: BTreeMap<ObjectName, AIBudgetStatus>,
+    /// Statuses of all routes.
+    pub routes: BTreeMap<ObjectName, ModelRouteStatus>,
+    /// Statuses of all backends.
+    pub backends: BTreeMap<ObjectName, ModelBackendStatus>,
+}
+
+/// How the ledger is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ledger {
+    /// `Serving`, `LedgerWentBack` or `LedgerFailed`.
+    pub state: String,
+    /// What is wrong and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { state: "Serving".to_owned(), message: None }
+    }
+}
+
+/// One gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gateway {
+    /// Whether its ledger stream is up.
+    pub ledger: bool,
+    /// Whether its xDS stream is up.
+    pub xds: bool,
+    /// Policy objects that it holds in their current version.
+    pub policy: usize,
+    /// Policy objects that there are.
+    pub policy_total: usize,
+    /// Policy that it does not understand, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub policy_rejected: BTreeMap<String, String>,
+    /// Envoy's resources that it holds, and in which version.
+    pub envoy: BTreeMap<String, String>,
+    /// Envoy's resources that it rejects, in Envoy's words.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub envoy_rejected: BTreeMap<String, String>,
+}
+
+/// One limit of one budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    /// `finance/all`.
+    pub budget: String,
+    /// The limit.
+    pub limit: String,
+    /// What it counts.
+    pub unit: Unit,
+    /// Settled and unaccounted, as shown: `4512.38`.
+    pub used: String,
+    /// The amount, as shown.
+    pub of: String,
+    /// The share used, `90.2`.
+    pub percent: String,
+    /// When the window ends; absent for Total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resets_at: Option<UnixMs>,
+    /// The last stage reached; empty for none.
+    pub stage: String,
+    /// `3/3` gateways, or `observe`.
+    pub enforced: String,
+}
+
+/// Where reports go beside HTTP: a terminal, or the status of objects in an API server.
+pub trait Sink: Send {
+    /// A new report; at most one a second.
+    fn put(&mut self, report: &Arc<Report>);
+}
+
+/// Prints the rows that changed.
+#[derive(Debug, Default)]
+pub struct Printer {
+    shown: BTreeMap<(String, String), Row>,
+    faults: Vec<Fault>,
+}
+
+/// The most rows that are printed at once: a table of 10,000 budgets is no news.
+const MAX_ROWS: usize = 40;
+
+impl Sink for Printer {
+    fn put(&mut self, report: &Arc<Report>) {
+        use std::io::Write;
+        let text = self.news(report);
+        if !text.is_empty() {
+            // A closed pipe must not end the operator.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        }
+    }
+}
+
+impl Printer {
+    /// What changed since the last report, as text; empty if nothing did.
+    pub fn news(&mut self, report: &Report) -> String {
+        let key = |row: &Row| (row.budget.clone(), row.limit.clone());
+        let changed: Vec<&Row> = report.table.iter().filter(|row| self.shown.get(&key(row)) != Some(*row)).collect();
+        let mut text = String::new();
+        if !changed.is_empty() {
+            let head = changed.iter().take(MAX_ROWS).map(|row| (*row).clone()).collect::<Vec<_>>();
+            text.push_str(&table::render(&head, report.time));
+            if changed.len() > MAX_ROWS {
+                text.push_str(&format!("and {} more\n", changed.len() - MAX_ROWS));
+            }
+        }
+        if self.faults != report.faults {
+            for fault in report.faults.iter().take(MAX_ROWS) {
+                text.push_str(&format!("! {fault}\n"));
+            }
+            if report.faults.is_empty() {
+                text.push_str("everything can be read again\n");
+            }
+        }
+        self.faults.clone_from(&report.faults);
+        self.shown = report.table.iter().map(|row| (key(row), row.clone())).collect();
+        text
+    }
+}
