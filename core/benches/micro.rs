@@ -221,8 +221,7 @@ fn admission(snapshot: &Snapshot, traits: &Traits<'_>, figures: &mut Vec<(&'stat
     for (spec, bounds) in snapshot.windows() {
         gateway.set_windows(spec, bounds);
     }
-    let limits: Vec<LimitKey> = snapshot.enforced_limits().cloned().collect();
-    gateway.set_limits(&limits);
+    gateway.set_limits(snapshot.enforced_limits().cloned());
     let now = UnixMs(1_000);
     let _ = gateway.hello(LogState::New, 0);
     gateway.welcome(

@@ -37,18 +37,7 @@ pub enum Refusal {
         namespace: String,
     },
     /// 403 `model_unpriced`: what the call can cost has no bound, and a budget that matches wants one.
-    Unpriced {
-        /// The budget.
-        budget: ObjectName,
-        /// Printed in the refusal.
-        contact: Option<String>,
-        /// The backend.
-        backend: ObjectName,
-        /// The model as sent upstream.
-        model: String,
-        /// What is missing.
-        why: Unpriced,
-    },
+    Unpriced(Box<UnpricedCall>),
     /// 403 `too_many_accounts`: more budgets match than one call can be charged to.
     TooManyAccounts {
         /// How many limits match.
@@ -88,6 +77,21 @@ pub struct Short {
     pub resets: Option<String>,
     /// Whom to ask.
     pub contact: Option<String>,
+}
+
+/// A call whose cost has no bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnpricedCall {
+    /// The budget that wants one.
+    pub budget: ObjectName,
+    /// Printed in the refusal.
+    pub contact: Option<String>,
+    /// The backend.
+    pub backend: ObjectName,
+    /// The model as sent upstream.
+    pub model: String,
+    /// What is missing.
+    pub why: Unpriced,
 }
 
 /// What is wrong with a request.
@@ -213,7 +217,7 @@ impl Refusal {
             Self::TooLarge { .. } => "request_too_large",
             Self::Unauthenticated => "unauthenticated",
             Self::Unbudgeted { .. } => "unbudgeted",
-            Self::Unpriced { .. } => "model_unpriced",
+            Self::Unpriced(_) => "model_unpriced",
             Self::TooManyAccounts { .. } => "too_many_accounts",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::ModelUnavailable { .. } => "model_unavailable",
@@ -227,7 +231,7 @@ impl Refusal {
         match self {
             Self::Invalid(_) => 400,
             Self::Unauthenticated => 401,
-            Self::Unbudgeted { .. } | Self::Unpriced { .. } | Self::TooManyAccounts { .. } => 403,
+            Self::Unbudgeted { .. } | Self::Unpriced(_) | Self::TooManyAccounts { .. } => 403,
             Self::ModelNotFound { .. } | Self::UnknownPath { .. } => 404,
             Self::TooLarge { .. } => 413,
             Self::Exhausted(_) | Self::Contended(_) => 429,
@@ -270,7 +274,7 @@ impl Refusal {
 
     fn budget(&self) -> Option<&ObjectName> {
         match self {
-            Self::Unpriced { budget, .. } => Some(budget),
+            Self::Unpriced(unpriced) => Some(&unpriced.budget),
             _ => self.short().map(|short| &short.limit.budget),
         }
     }
@@ -336,25 +340,7 @@ impl Refusal {
                 "No enforcing AIBudget matches this call of namespace {namespace}, and this installation \
                  serves budgeted calls only (unbudgeted: Deny). Add an AIBudget that matches it."
             ),
-            Self::Unpriced { budget, contact, backend, model, why } => {
-                let ask = ask(contact.as_deref());
-                let model = repeated(model);
-                match why {
-                    Unpriced::NoPrice => format!(
-                        "{model} on ModelBackend {backend} has no price; AIBudget {budget} refuses such calls \
-                         (unpriced: Deny). Add spec.models[].price.{ask}"
-                    ),
-                    Unpriced::NoContext(what) => format!(
-                        "The cost of {what} is not bounded by the request's size, and {model} on ModelBackend {backend} \
-                         has no contextTokens; AIBudget {budget} refuses such calls (unpriced: Deny). Add \
-                         spec.models[].contextTokens.{ask}"
-                    ),
-                    Unpriced::BilledApart(what) => format!(
-                        "{what} is billed apart from {model}'s token prices; AIBudget {budget} refuses such calls \
-                         (unpriced: Deny). Send the request without it.{ask}"
-                    ),
-                }
-            }
+            Self::Unpriced(unpriced) => unpriced.message(),
             Self::TooManyAccounts { matched } => format!(
                 "{matched} limits of budgets match this call; at most {} can be kept. Merge budgets or narrow their match.",
                 crate::account::MAX_ACCOUNTS
@@ -383,6 +369,29 @@ enum Retry {
 
 fn ask(contact: Option<&str>) -> String {
     contact.map_or_else(String::new, |contact| format!(" Ask {contact}."))
+}
+
+impl UnpricedCall {
+    fn message(&self) -> String {
+        let Self { budget, contact, backend, model, why } = self;
+        let ask = ask(contact.as_deref());
+        let model = repeated(model);
+        match why {
+            Unpriced::NoPrice => format!(
+                "{model} on ModelBackend {backend} has no price; AIBudget {budget} refuses such calls \
+                 (unpriced: Deny). Add spec.models[].price.{ask}"
+            ),
+            Unpriced::NoContext(what) => format!(
+                "The cost of {what} is not bounded by the request's size, and {model} on ModelBackend {backend} \
+                 has no contextTokens; AIBudget {budget} refuses such calls (unpriced: Deny). Add \
+                 spec.models[].contextTokens.{ask}"
+            ),
+            Unpriced::BilledApart(what) => format!(
+                "{what} is billed apart from {model}'s token prices; AIBudget {budget} refuses such calls \
+                 (unpriced: Deny). Send the request without it.{ask}"
+            ),
+        }
+    }
 }
 
 impl Short {

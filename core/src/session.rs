@@ -14,7 +14,7 @@ use crate::money::NanoUsd;
 use crate::policy::{self, Dialect, Enforcement, Installation, Model};
 use crate::price::{PriceVersion, Rates};
 use crate::protocol::Caller;
-use crate::refusal::{Invalid, Refusal, Unpriced, repeated};
+use crate::refusal::{Invalid, Refusal, Unpriced, UnpricedCall, repeated};
 use crate::snapshot::{BackendEntry, Resolved, RouteEntry, Snapshot};
 use openai::Request;
 use sha2::{Digest, Sha256};
@@ -347,13 +347,13 @@ impl<'s> Matched<'s> {
     fn admits_unpriced(&self, chosen: &Chosen<'_>, why: Unpriced) -> Result<(), Refusal> {
         let denies = self.enforcing.iter().find(|budget| budget.body.unpriced == policy::Verdict::Deny);
         let Some(budget) = denies else { return Ok(()) };
-        Err(Refusal::Unpriced {
+        Err(Refusal::Unpriced(Box::new(UnpricedCall {
             budget: budget.name.clone(),
             contact: budget.body.contact.clone(),
             backend: chosen.backend.name.clone(),
             model: chosen.model.name.clone(),
             why,
-        })
+        })))
     }
 }
 
