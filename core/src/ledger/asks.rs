@@ -3,7 +3,7 @@
 //! Everything here is granted out of what [`super::Rows::standing`] leaves; nothing else may grant.
 
 use super::{Draft, Ledger, Out, Rows, StreamId};
-use crate::account::{AccountKey, Amount};
+use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, UnixMs};
 use crate::policy::Enforcement;
 use crate::protocol::{Ask, Need, No, NoKind};
@@ -282,13 +282,14 @@ impl Ledger {
     }
 
     /// Takes back every *exhausted* that no longer holds.
-    pub(super) fn withdraw_noes(&mut self, rows: &Rows, out: &mut Out) {
+    pub(super) fn withdraw_noes(&mut self, changed: &BTreeSet<LimitKey>, rows: &Rows, out: &mut Out) {
         let by_epoch: BTreeMap<Epoch, StreamId> =
             self.streams.iter().map(|(id, stream)| (stream.epoch, *id)).collect();
         let mut kept = std::mem::take(&mut self.exhausted);
         kept.retain(|account, told| {
-            // Only what this step has read can have changed.
-            if !rows.balances.contains_key(account) {
+            // Only what this step has read can have changed; an account that was never granted has no
+            // balance to read, but its amount may have risen.
+            if !rows.balances.contains_key(account) && !changed.contains(&account.limit) {
                 return true;
             }
             let (used, block_at) = (rows.standing(account).used(), self.block_at(account));

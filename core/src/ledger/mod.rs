@@ -179,18 +179,19 @@ impl Ledger {
     /// Carries out `events` in order. Send the messages only when `rows` is committed.
     pub fn step(&mut self, events: &[Event], rows: &mut Rows, now: UnixMs) -> Vec<(StreamId, FromLedger)> {
         let mut out = Out::default();
+        let mut changed = BTreeSet::new();
         for event in events {
             match event {
                 Event::Said(stream, said) => self.hear(*stream, said, rows, now, &mut out),
                 Event::Gone(stream) => self.gone(*stream, rows, now),
-                Event::Limits(limits) => self.set_limits(limits),
+                Event::Limits(limits) => changed.extend(self.set_limits(limits)),
                 Event::Tick => {}
             }
         }
         self.count_lost(rows, now);
         self.serve_asks(rows, now, &mut out);
         self.recall(rows, &mut out);
-        self.withdraw_noes(rows, &mut out);
+        self.withdraw_noes(&changed, rows, &mut out);
         self.finish(rows, now, out)
     }
 
@@ -225,7 +226,10 @@ impl Ledger {
         self.mismatches
     }
 
-    fn set_limits(&mut self, limits: &BTreeMap<LimitKey, Terms>) {
+    /// Returns the limits whose terms differ.
+    fn set_limits(&mut self, limits: &BTreeMap<LimitKey, Terms>) -> BTreeSet<LimitKey> {
+        let changed = |key: &&LimitKey| self.limits.get(*key) != limits.get(*key);
+        let changed = self.limits.keys().chain(limits.keys()).filter(changed).cloned().collect();
         for (key, terms) in &self.limits {
             let left = limits.get(key).map_or(Amount(i64::MIN), |new| new.block_at);
             if left < terms.block_at {
@@ -233,6 +237,7 @@ impl Ledger {
             }
         }
         self.limits.clone_from(limits);
+        changed
     }
 
     /// What grants of `account` may reach; nothing where no budget in force enforces it.
