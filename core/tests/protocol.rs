@@ -84,7 +84,7 @@ fn play(gateways: usize, amounts: (i64, i64), ops: &[Op]) -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
     fn no_history_overspends_loses_or_counts_twice(
@@ -140,4 +140,17 @@ fn a_window_rolls_over_and_each_call_settles_where_it_was_admitted() {
     world.settle_down();
     world.check_books();
     assert_eq!(world.billed.len(), 2);
+}
+
+#[test]
+fn a_call_that_cost_nothing_changes_nothing_else_in_its_account() {
+    let all = limit("all", Unit::Usd, "Total@UTC");
+    let mut world = World::new(1, &[(all.clone(), 1_000)]);
+    for percent in [50, 0] {
+        world.call(0, std::slice::from_ref(&all), usd(100));
+        world.run(100);
+        world.finish(0, 0, percent);
+        world.sleep(30_000);
+    }
+    world.check_books();
 }

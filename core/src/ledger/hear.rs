@@ -27,6 +27,8 @@ impl Ledger {
             FromGateway::Report(report) => {
                 touched.accounts.extend(report.totals.iter().map(|totals| totals.account.clone()));
                 touched.accounts.extend(report.refills.iter().cloned());
+                // Those of rows too: a row that cost nothing moves no totals.
+                touched.accounts.extend(report.rows.iter().flat_map(|row| row.accounts.iter().cloned()));
                 touched.accounts.extend(report.rows.iter().flat_map(|row| self.observed_accounts(row)));
             }
             FromGateway::Ask(ask) => {

@@ -486,9 +486,12 @@ impl World {
             .filter(|(account, balance)| wanted(account, balance))
             .map(|(account, balance)| (account.clone(), balance.clone()))
             .collect();
+        let read: BTreeSet<AccountKey> = balances.keys().cloned().collect();
         let mut rows = Rows { epochs, balances, ..Rows::default() };
         let messages = self.ledger.step(&events, &mut rows, now);
         for account in &rows.changed_balances {
+            let unread = self.store.balances.contains_key(account) && !read.contains(account);
+            assert!(!unread, "{account} was written over without being read");
             self.store.balances.insert(account.clone(), rows.balances[account].clone());
         }
         for epoch in &rows.changed_epochs {
