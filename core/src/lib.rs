@@ -9,6 +9,7 @@ pub mod budget;
 pub mod caller;
 pub mod gateway;
 pub mod ids;
+pub mod judge;
 pub mod ledger;
 pub mod meter;
 pub mod money;
