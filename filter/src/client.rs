@@ -1,0 +1,297 @@
+//! The client: the one thread of a gateway that talks to the ledger.
+//!
+//! It carries what [`Gateway`](plimsoll_core::gateway::Gateway) wants said, feeds in what the ledger says and
+//! what the log holds, and wakes paused requests. It decides nothing. With no ledger it goes on: pauses
+//! end, the log grows, a new stream is tried.
+
+mod link;
+
+use crate::abi::{self, Level};
+use crate::log::Tail;
+use crate::metrics::Kind;
+use crate::process::{Shared, random_epoch};
+use crate::status;
+use link::{Link, LinkEvent};
+use plimsoll_core::protocol::{FromGateway, FromLedger, LogState, PolicyAck, PolicyDelta, Welcome};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// The longest that the thread sleeps.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How often the log is read when nobody waits.
+const READ_LOG: Duration = Duration::from_millis(100);
+/// Rows read from the log at once.
+const ROWS: usize = 2_000;
+/// Decision records in one message.
+const DECISIONS: usize = 1_000;
+
+/// Starts the thread.
+///
+/// # Errors
+/// The runtime, the metrics' address or the TLS files can't be used.
+pub fn spawn(shared: Arc<Shared>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let link = Link::new(&shared.config)?;
+    let listener = match shared.config.metrics_address {
+        Some(address) => {
+            let listener = std::net::TcpListener::bind(address)
+                .map_err(|error| io::Error::new(error.kind(), format!("metricsAddress {address}: {error}")))?;
+            listener.set_nonblocking(true)?;
+            Some(listener)
+        }
+        None => None,
+    };
+    let thread = std::thread::Builder::new().name("plimsoll".into());
+    thread.spawn(move || {
+        runtime.block_on(async move {
+            if let Some(listener) = listener.and_then(|listener| TcpListener::from_std(listener).ok()) {
+                tokio::spawn(status::serve(listener, shared.clone()));
+            }
+            run(shared, link).await;
+        });
+    })?;
+    Ok(())
+}
+
+async fn run(shared: Arc<Shared>, link: Link) {
+    let (events, mut inbox) = mpsc::channel(64);
+    tokio::spawn(link.run(shared.clone(), events));
+    let mut client = Client { tail: None, greeted: false, outbox: None, last_read: None, shared };
+    loop {
+        let sleep = client.turn();
+        tokio::select! {
+            event = inbox.recv() => match event {
+                Some(event) => client.take(event),
+                None => return,
+            },
+            () = client.shared.wake.notified() => {}
+            () = tokio::time::sleep(sleep) => {}
+        }
+    }
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    /// The log behind us; begins with the first Welcome.
+    tail: Option<Tail>,
+    /// A Welcome came on this stream.
+    greeted: bool,
+    /// Where messages go.
+    outbox: Option<mpsc::Sender<FromGateway>>,
+    last_read: Option<std::time::Instant>,
+}
+
+impl Client {
+    fn take(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Opening(outbox) => {
+                self.outbox = Some(outbox);
+                self.greeted = false;
+            }
+            LinkEvent::Heard(message) => self.hear(message),
+            LinkEvent::Broken => self.disconnect(),
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.shared.gateway.disconnected();
+        self.shared.metrics.connected.set(0);
+        self.outbox = None;
+        self.greeted = false;
+    }
+
+    fn hear(&mut self, message: FromLedger) {
+        let kind = match &message {
+            FromLedger::Welcome(_) => "welcome",
+            FromLedger::Answer(_) => "answer",
+            FromLedger::PolicyDelta(_) => "policy_delta",
+        };
+        self.shared.metrics.heard.get_or_create(&Kind { kind }).inc();
+        match message {
+            FromLedger::Welcome(welcome) => self.welcome(&welcome),
+            FromLedger::Answer(answer) if self.greeted => {
+                self.shared.clock.heard(answer.now);
+                self.shared.gateway.answer(&answer, self.shared.clock.now());
+            }
+            FromLedger::PolicyDelta(delta) if self.greeted => self.apply(&delta),
+            // Before the Welcome nothing else means anything.
+            FromLedger::Answer(_) | FromLedger::PolicyDelta(_) => {}
+        }
+    }
+
+    fn welcome(&mut self, welcome: &Welcome) {
+        let shared = self.shared.clone();
+        if welcome.epoch_closed {
+            if !shared.closing.swap(true, Relaxed) {
+                abi::log(
+                    Level::Warn,
+                    "plimsoll: the ledger has closed this gateway's epoch (it was counted lost, or its log was replaced); \
+                     calls are refused until those in flight have ended, then a new one begins",
+                );
+            }
+            self.disconnect();
+            return;
+        }
+        shared.clock.heard(welcome.now);
+        shared.gateway.welcome(welcome, shared.clock.now());
+        if self.tail.is_none() {
+            self.replay(welcome.durable);
+            self.tail = Some(Tail::new(shared.log.clone()));
+        }
+        // The key is the installation's; it never changes.
+        let _ = shared.hmac_key.set(welcome.hmac_key);
+        shared.metrics.connected.set(1);
+        self.greeted = true;
+    }
+
+    /// Takes what earlier processes spent, and the ledger has not stored, off the slices that it names.
+    fn replay(&self, durable: u64) {
+        let mut tail = Tail::new(self.shared.log.clone());
+        loop {
+            match tail.read(ROWS) {
+                Ok(rows) if rows.is_empty() => return,
+                Ok(rows) => {
+                    rows.iter().filter(|row| row.settled_sequence > durable).for_each(|row| self.shared.gateway.replay(row));
+                }
+                Err(error) => {
+                    // Slices would be too large by what can't be read: nothing more is spent from this epoch.
+                    self.give_log_up(&error);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn give_log_up(&self, error: &crate::log::TailError) {
+        if !self.shared.closing.swap(true, Relaxed) {
+            abi::log(
+                Level::Error,
+                &format!("plimsoll: {error}; it proves nothing now: a new epoch begins when calls in flight have ended"),
+            );
+        }
+    }
+
+    fn apply(&self, delta: &PolicyDelta) {
+        let shared = &self.shared;
+        let PolicyDelta { number, whole, objects, removed } = delta;
+        let (snapshot, rejected) = shared.snapshot.load().apply(*whole, objects, removed);
+        for (key, why) in &rejected {
+            shared.metrics.policy_rejected.inc();
+            abi::log(
+                Level::Warn,
+                &format!("plimsoll: policy object {key} is not understood: {why}; its predecessor stays. Update this gateway."),
+            );
+        }
+        if let Some(installation) = snapshot.installation() {
+            shared.gateway.set_ride_through(installation.ride_through_ms);
+        }
+        // Slices first: a call that finds the new budget must find its account.
+        shared.gateway.set_policy(
+            snapshot.enforced_limits().cloned(),
+            snapshot.windows().map(|(spec, bounds)| (spec.to_owned(), bounds.to_vec())),
+        );
+        shared.snapshot.store(Arc::new(snapshot));
+        self.say(FromGateway::PolicyAck(PolicyAck { number: *number, rejected }));
+    }
+
+    /// Everything that is due. Returns how long nothing will be.
+    fn turn(&mut self) -> Duration {
+        let shared = self.shared.clone();
+        if shared.closing.load(Relaxed) {
+            self.begin_epoch();
+        }
+        if shared.log.delayed() > 0 {
+            let retried = shared.log.retry();
+            shared.log_written(retried.as_ref().map(|()| ()));
+        }
+        let now = shared.clock.now();
+        if self.greeted {
+            self.read_log();
+        }
+        for message in shared.gateway.tick(now) {
+            self.say(message);
+        }
+        for id in shared.gateway.wakes() {
+            shared.waiters.wake(id);
+        }
+        if self.greeted {
+            let decisions = shared.decisions.take(DECISIONS);
+            if !decisions.is_empty() {
+                self.say(FromGateway::Decisions(decisions));
+            }
+        }
+        let next = u64::try_from(shared.gateway.next(now).since(now)).unwrap_or(0);
+        Duration::from_millis(next.max(1)).min(LONGEST_SLEEP)
+    }
+
+    fn read_log(&mut self) {
+        let shared = &self.shared;
+        let Some(tail) = &mut self.tail else { return };
+        let now = std::time::Instant::now();
+        if self.last_read.is_some_and(|at| now.duration_since(at) < READ_LOG) {
+            return;
+        }
+        let durable = shared.gateway.durable();
+        let most = shared.gateway.room().min(ROWS);
+        match tail.read(most) {
+            Ok(rows) => {
+                // A full read means more: read again at the next turn.
+                self.last_read = (rows.len() < most).then_some(now);
+                shared.gateway.settled(rows.into_iter().filter(|row| row.settled_sequence > durable));
+            }
+            Err(error) => {
+                self.tail = None;
+                self.give_log_up(&error);
+                return;
+            }
+        }
+        tail.forget(durable);
+    }
+
+    /// A new life of the log, once nothing of the old one is in flight.
+    fn begin_epoch(&mut self) {
+        let shared = &self.shared;
+        if shared.in_flight.load(Relaxed) > 0 {
+            return;
+        }
+        let begun = random_epoch().map_err(|error| error.to_string()).and_then(|epoch| {
+            shared.log.restart(epoch).map_err(|error| error.to_string())?;
+            Ok(epoch)
+        });
+        match begun {
+            Ok(epoch) => {
+                shared.gateway.restart(epoch);
+                self.tail = Some(Tail::new(shared.log.clone()));
+                shared.closing.store(false, Relaxed);
+                abi::log(Level::Info, &format!("plimsoll: epoch {epoch} begins"));
+                self.disconnect();
+            }
+            Err(error) => abi::log(Level::Error, &format!("plimsoll: a new epoch can't begin: {error}")),
+        }
+    }
+
+    fn say(&self, message: FromGateway) {
+        let Some(outbox) = &self.outbox else { return };
+        let kind = match &message {
+            FromGateway::Hello(_) => "hello",
+            FromGateway::Report(_) => "report",
+            FromGateway::Ask(_) => "ask",
+            FromGateway::Cancel(_) => "cancel",
+            FromGateway::Decisions(_) => "decisions",
+            FromGateway::PolicyAck(_) => "policy_ack",
+            FromGateway::Close => "close",
+        };
+        self.shared.metrics.said.get_or_create(&Kind { kind }).inc();
+        // A full channel: the peer does not read. The link's own timeout ends it, and totals are cumulative.
+        let _ = outbox.try_send(message);
+    }
+}
+
+/// What Hello says of the log: only a process's first one speaks of what was found.
+pub(crate) fn log_state(shared: &Shared) -> LogState {
+    if shared.hmac_key.get().is_some() { LogState::Intact } else { shared.found }
+}

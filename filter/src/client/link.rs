@@ -1,0 +1,189 @@
+//! The link: one gRPC stream to one of the operators, and the next one when it breaks.
+
+use super::log_state;
+use crate::abi::{self, Level};
+use crate::config::Config;
+use crate::metrics::Kind;
+use crate::process::{Shared, random_epoch};
+use plimsoll_core::protocol::{FromGateway, FromLedger};
+use plimsoll_wire::proto::{self, ledger_client::LedgerClient};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// Messages on their way; a ledger that lets more wait is not there.
+const OUTBOX: usize = 1_024;
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long the Welcome may take.
+const GREET: Duration = Duration::from_secs(5);
+const PING: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The largest message from the ledger: a whole policy of 10,000 budgets is a few MB.
+const LARGEST: usize = 64 << 20;
+
+/// What happens on the link.
+#[derive(Debug)]
+pub(super) enum LinkEvent {
+    /// A stream is being opened: Hello is under way, this is where the rest goes.
+    Opening(mpsc::Sender<FromGateway>),
+    /// The ledger said something.
+    Heard(FromLedger),
+    /// The stream is gone.
+    Broken,
+}
+
+/// Where the operators are.
+pub(super) struct Link {
+    endpoints: Vec<Endpoint>,
+}
+
+impl Link {
+    pub fn new(config: &Config) -> io::Result<Self> {
+        // tonic finds it by feature; a second provider in the process must not make that ambiguous.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let invalid = |error: tonic::transport::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        let tls = match &config.tls {
+            None => None,
+            Some(files) => {
+                let read = |path: &std::path::Path| {
+                    std::fs::read(path)
+                        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+                };
+                let tls = ClientTlsConfig::new()
+                    .ca_certificate(Certificate::from_pem(read(&files.ca)?))
+                    .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?));
+                Some(match &files.server_name {
+                    Some(name) => tls.domain_name(name),
+                    None => tls,
+                })
+            }
+        };
+        let endpoints = config.operators.iter().map(|operator| {
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{operator}"))
+                .map_err(invalid)?
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PING)
+                .keep_alive_timeout(PING)
+                .keep_alive_while_idle(true);
+            match &tls {
+                Some(tls) => endpoint.tls_config(tls.clone()).map_err(invalid),
+                None => Ok(endpoint),
+            }
+        });
+        Ok(Self { endpoints: endpoints.collect::<io::Result<_>>()? })
+    }
+
+    /// Keeps a stream open until nobody listens.
+    pub async fn run(self, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>) {
+        let mut pause = FIRST_PAUSE;
+        let mut told = false;
+        for endpoint in self.endpoints.iter().cycle() {
+            match stream(endpoint, &shared, &events).await {
+                Ended::Greeted(why) => {
+                    abi::log(Level::Warn, &format!("plimsoll: the ledger at {} is gone: {why}", endpoint.uri()));
+                    (pause, told) = (FIRST_PAUSE, false);
+                }
+                Ended::Ungreeted(why) => {
+                    if !told {
+                        abi::log(Level::Warn, &format!("plimsoll: no ledger at {}: {why}; it is tried again", endpoint.uri()));
+                        told = true;
+                    }
+                }
+                Ended::Unheard => return,
+            }
+            if events.send(LinkEvent::Broken).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+enum Ended {
+    /// It was in use.
+    Greeted(String),
+    /// It never was.
+    Ungreeted(String),
+    /// Nobody listens any more.
+    Unheard,
+}
+
+async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<LinkEvent>) -> Ended {
+    let ungreeted = |why: &dyn std::fmt::Display| Ended::Ungreeted(why.to_string());
+    let channel = match endpoint.connect().await {
+        Ok(channel) => channel,
+        Err(error) => return ungreeted(&causes(&error)),
+    };
+    let (outbox, queue) = mpsc::channel(OUTBOX);
+    let mut hello = shared.gateway.hello(log_state(shared), shared.log.sequence());
+    hello.policy = shared.snapshot.load().versions().collect();
+    shared.metrics.said.get_or_create(&Kind { kind: "hello" }).inc();
+    if outbox.send(FromGateway::Hello(hello)).await.is_err() || events.send(LinkEvent::Opening(outbox)).await.is_err() {
+        return Ended::Unheard;
+    }
+    let said = ReceiverStream::new(queue).map(proto::GatewayMessage::from);
+    let mut client = LedgerClient::new(channel).max_decoding_message_size(LARGEST);
+    let mut heard = match tokio::time::timeout(GREET, client.connect(said)).await {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => return ungreeted(&status.message()),
+        Err(_) => return ungreeted(&"it does not answer"),
+    };
+    let mut greeted = false;
+    loop {
+        let message = if greeted {
+            heard.message().await
+        } else {
+            match tokio::time::timeout(GREET, heard.message()).await {
+                Ok(message) => message,
+                Err(_) => return ungreeted(&"it does not greet"),
+            }
+        };
+        let why = match message {
+            Ok(Some(message)) => match FromLedger::try_from(message) {
+                Ok(message) => {
+                    let closed = matches!(&message, FromLedger::Welcome(welcome) if welcome.epoch_closed);
+                    greeted = true;
+                    if events.send(LinkEvent::Heard(message)).await.is_err() {
+                        return Ended::Unheard;
+                    }
+                    if closed {
+                        return Ended::Ungreeted("it has closed this epoch".to_owned());
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    // What is not understood is not acknowledged, so the operator knows who lags behind.
+                    abi::log(Level::Error, &format!("plimsoll: a message of the ledger is not understood: {error}"));
+                    continue;
+                }
+            },
+            Ok(None) => "it ended the stream".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        return if greeted { Ended::Greeted(why) } else { Ended::Ungreeted(why) };
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Between half and all of `pause`: gateways that lost one operator don't come back all at once.
+fn jittered(pause: Duration) -> Duration {
+    let random = random_epoch().map_or(0, |epoch| u32::try_from(epoch.0 & 0xff).unwrap_or(0));
+    pause / 2 + pause * random / 512
+}

@@ -1,0 +1,160 @@
+//! The answer: metered as it passes, never held; settled once, however it ends.
+
+use super::{Filter, LocalReply, State, respond};
+use crate::abi::{Body, Headers, Stream};
+use crate::metrics::Kind;
+use plimsoll_core::meter::{Framing, Measured, Meter, Stripper};
+use plimsoll_core::policy::Enforcement;
+use plimsoll_core::protocol::Outcome;
+use plimsoll_core::session::Call;
+use plimsoll_core::settle::{Ended, settle};
+use plimsoll_core::slice::Reservation;
+use plimsoll_wire::proto;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A call that was sent and has not settled.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    call: Box<Call>,
+    /// Absent where nothing enforces.
+    reservation: Option<Reservation>,
+    /// Its admission's sequence; absent where the log could not be written and nothing enforces.
+    sequence: Option<u64>,
+    request_id: String,
+    /// The budgets that it is charged to, for the caller.
+    budgets: String,
+    status: u16,
+    meter: Option<Meter>,
+    stripper: Option<Stripper>,
+}
+
+impl InFlight {
+    pub fn new(
+        call: Box<Call>,
+        reservation: Option<Reservation>,
+        sequence: Option<u64>,
+        request_id: String,
+        budgets: String,
+    ) -> Self {
+        Self { call, reservation, sequence, request_id, budgets, status: 0, meter: None, stripper: None }
+    }
+}
+
+impl Filter {
+    /// The answer's headers.
+    pub fn response_headers(&self, stream: &mut Stream<'_>, end: bool) {
+        let State::InFlight(mut sent) = self.take() else { return };
+        let mut content_type = None;
+        stream.each_header(Headers::Response, |name, value| match name {
+            b":status" => {
+                sent.status = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+            }
+            b"content-type" => content_type = std::str::from_utf8(value).ok(),
+            _ => {}
+        });
+        let framing = Framing::of(content_type, sent.call.stream);
+        let answered = (200..300).contains(&sent.status);
+        if answered {
+            sent.meter = Some(Meter::new(sent.call.dialect, framing));
+            if sent.call.strip_usage && framing == Framing::Sse && !end {
+                sent.stripper = Some(Stripper::default());
+                // What is taken out makes it shorter.
+                stream.remove_header(Headers::Response, b"content-length");
+            }
+        }
+        if sent.call.enforcement == Enforcement::Enforce {
+            respond(stream, "x-plimsoll-request-id", &sent.request_id);
+            respond(stream, "x-plimsoll-backend", &sent.call.backend.to_string());
+            respond(stream, "x-plimsoll-budgets", &sent.budgets);
+            respond(stream, "x-plimsoll-price-version", &format!("{:016x}", sent.call.price_version.0));
+        }
+        if end {
+            let ended = self.answered(&sent);
+            return self.settle(*sent, Some(ended));
+        }
+        self.put(State::InFlight(sent));
+    }
+
+    fn answered(&self, sent: &InFlight) -> Ended {
+        match self.local_reply.get() {
+            // A time-out or a reset: the provider may have done the work.
+            Some(LocalReply::Unknown) => Ended::Unknown,
+            Some(LocalReply::NoConnection) => Ended::NoConnection,
+            None => Ended::Answered(sent.status),
+        }
+    }
+
+    /// A part of the answer's body.
+    pub fn response_body(&self, stream: &mut Stream<'_>, end: bool) {
+        let State::InFlight(mut sent) = self.take() else { return };
+        if let Some(meter) = &mut sent.meter {
+            stream.each_piece(Body::Response, |piece| meter.push(piece));
+        }
+        if let Some(stripper) = &mut sent.stripper {
+            let mut kept = Vec::with_capacity(stream.body_size(Body::Response));
+            stream.each_piece(Body::Response, |piece| stripper.push(piece, &mut kept));
+            if end {
+                stripper.finish(&mut kept);
+            }
+            stream.replace_body(Body::Response, &kept);
+        }
+        if end {
+            let ended = self.answered(&sent);
+            return self.settle(*sent, Some(ended));
+        }
+        self.put(State::InFlight(sent));
+    }
+
+    /// The answer's trailers: its body has ended before them.
+    pub fn response_trailers(&self, _stream: &mut Stream<'_>) {
+        if let State::InFlight(sent) = self.take() {
+            let ended = self.answered(&sent);
+            self.settle(*sent, Some(ended));
+        }
+    }
+
+    /// Settles; `None`: the stream was given up.
+    pub(super) fn settle(&self, sent: InFlight, ended: Option<Ended>) {
+        let InFlight { call, reservation, sequence, meter, .. } = sent;
+        let ended = ended.unwrap_or(match self.local_reply.get() {
+            Some(LocalReply::NoConnection) => Ended::NoConnection,
+            Some(LocalReply::Unknown) | None => Ended::Unknown,
+        });
+        let measured = meter.map_or_else(Measured::default, Meter::finish);
+        let settled = settle(&call, ended, &measured);
+        let shared = &self.shared;
+        if let Some(sequence) = sequence {
+            let written = shared.log.settle(&proto::Settlement {
+                sequence: 0,
+                admission: sequence,
+                settled_at: shared.clock.now().0,
+                usage: Some(settled.usage.into()),
+                charge: Some(settled.charge.into()),
+                // One tier in this version: the best one is the one that answered.
+                best_tier_nano_usd: settled.charge.usd.0,
+                outcome: outcome(settled.outcome).0.into(),
+            });
+            shared.log_written(written.as_ref().map(|()| ()));
+        }
+        if reservation.is_some_and(|reservation| reservation.settle(&settled.charge)) {
+            shared.wake.notify_one();
+        }
+        shared.in_flight.fetch_sub(1, Relaxed);
+        let metrics = &shared.metrics;
+        metrics.settled.get_or_create(&Kind { kind: outcome(settled.outcome).1 }).inc();
+        let usage = &settled.usage;
+        metrics.input_tokens.inc_by(usage.input + usage.cached_input + usage.cache_write);
+        metrics.output_tokens.inc_by(usage.output);
+        metrics.cost.inc_by(u64::try_from(settled.charge.usd.0).unwrap_or(0));
+    }
+}
+
+fn outcome(outcome: Outcome) -> (proto::Outcome, &'static str) {
+    match outcome {
+        Outcome::Completed => (proto::Outcome::Completed, "completed"),
+        Outcome::UsageMissing => (proto::Outcome::UsageMissing, "usage_missing"),
+        Outcome::ProviderError => (proto::Outcome::ProviderError, "provider_error"),
+        Outcome::Abandoned => (proto::Outcome::Abandoned, "abandoned"),
+        Outcome::Replayed => (proto::Outcome::Replayed, "replayed"),
+    }
+}

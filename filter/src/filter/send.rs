@@ -1,0 +1,143 @@
+//! Letting a call go: into the log first, then on its way.
+
+use super::response::InFlight;
+use super::{Captured, Filter, Next, State};
+use crate::abi::{Body, Headers, Stream};
+use plimsoll_core::account::{AccountKey, LimitKey};
+use plimsoll_core::ids::UnixMs;
+use plimsoll_core::policy::Enforcement;
+use plimsoll_core::refusal::Refusal;
+use plimsoll_core::session::{Call, Passage};
+use plimsoll_core::slice::Reservation;
+use plimsoll_core::snapshot::Snapshot;
+use plimsoll_wire::proto;
+use std::sync::atomic::Ordering::Relaxed;
+
+impl Filter {
+    /// The reserve is taken: writes the admission, directs the request, and lets it go.
+    pub(super) fn leave(
+        &self,
+        stream: &mut Stream<'_>,
+        mut call: Box<Call>,
+        reservation: Option<Reservation>,
+        head: Box<Captured>,
+        paused_at: UnixMs,
+        now: UnixMs,
+    ) -> Next {
+        let admission = admission(&mut call, reservation.as_ref(), &head, paused_at, now);
+        let budgets = match call.enforcement {
+            Enforcement::Enforce => budgets(&call.limits),
+            Enforcement::Observe => String::new(),
+        };
+        // Counted before it is written, so that a new epoch never begins between the two.
+        self.shared.in_flight.fetch_add(1, Relaxed);
+        let sequence = match self.shared.log.admit(&admission) {
+            Ok(sequence) => {
+                self.shared.log_written(Ok(()));
+                Some(sequence)
+            }
+            Err(error) => {
+                self.shared.log_written(Err(&error));
+                if let Some(reservation) = reservation {
+                    self.shared.in_flight.fetch_sub(1, Relaxed);
+                    if reservation.release() {
+                        self.shared.wake.notify_one();
+                    }
+                    return self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, paused_at);
+                }
+                // Nothing enforces here: it goes on, unaccounted for, and is counted as a failure of the log.
+                None
+            }
+        };
+        self.shared.metrics.sent.inc();
+        direct(stream, &call.passage);
+        if head.accepts_encoding {
+            // What is compressed can't be metered.
+            stream.remove_header(Headers::Request, b"accept-encoding");
+        }
+        if let Some(timeout) = call.timeout_ms {
+            let timeout = timeout.to_string();
+            stream.set_header(Headers::Request, "x-envoy-upstream-rq-timeout-ms", timeout.as_bytes());
+        }
+        let request_id = admission.request_id;
+        self.put(State::InFlight(Box::new(InFlight::new(call, reservation, sequence, request_id, budgets))));
+        Next::Continue
+    }
+}
+
+/// What the log holds of the call. Takes the call's names: settling needs them no more.
+fn admission(
+    call: &mut Call,
+    reservation: Option<&Reservation>,
+    head: &Captured,
+    paused_at: UnixMs,
+    now: UnixMs,
+) -> proto::Admission {
+    proto::Admission {
+        sequence: 0,
+        request_id: head.request_id().to_owned(),
+        attempt: 0,
+        paused_at: paused_at.0,
+        admitted_at: now.0,
+        accounts: reservation.map(|held| held.accounts().map(ToString::to_string).collect()).unwrap_or_default(),
+        observed: call.observed.iter().map(ToString::to_string).collect(),
+        caller: Some(std::mem::take(&mut call.caller).into()),
+        route: std::mem::take(&mut call.route),
+        tier: std::mem::take(&mut call.tier),
+        backend: call.backend.to_string(),
+        model: std::mem::take(&mut call.model),
+        reserve: Some(call.reserve.into()),
+        price_version: call.price_version.0,
+    }
+}
+
+/// The budgets that a call is charged to, each once: `finance/all, finance/invoices`.
+fn budgets(limits: &[LimitKey]) -> String {
+    let mut text = String::new();
+    let mut last = None;
+    for limit in limits {
+        if last != Some(&limit.budget) {
+            if !text.is_empty() {
+                text.push_str(", ");
+            }
+            text.push_str(&limit.budget.to_string());
+        }
+        last = Some(&limit.budget);
+    }
+    text
+}
+
+/// Directs the request to its cluster.
+pub(super) fn direct(stream: &mut Stream<'_>, passage: &Passage) {
+    let Passage { cluster, authority, path } = passage;
+    stream.set_header(Headers::Request, "x-plimsoll-cluster", cluster.as_bytes());
+    stream.set_header(Headers::Request, ":authority", authority.as_bytes());
+    stream.set_header(Headers::Request, ":path", path.as_bytes());
+    stream.clear_route_cache();
+}
+
+/// Replaces the request's body; `last` is the part that ends it.
+pub(super) fn replace_body(stream: &mut Stream<'_>, last: Body, bytes: &[u8], has_length: bool) {
+    if last == Body::Received {
+        stream.drain_body(Body::Buffered);
+    }
+    stream.replace_body(last, bytes);
+    if has_length {
+        stream.set_header(Headers::Request, "content-length", bytes.len().to_string().as_bytes());
+    }
+}
+
+/// The accounts that a call would have been charged to.
+pub(super) fn accounts_at(snapshot: &Snapshot, limits: &[LimitKey], now: UnixMs) -> Vec<AccountKey> {
+    let start = |spec: &str| {
+        let (_, bounds) = snapshot.windows().find(|(known, _)| *known == spec)?;
+        bounds.iter().find(|bounds| bounds.start <= now && now < bounds.end).map(|bounds| bounds.start)
+    };
+    limits
+        .iter()
+        .filter_map(|limit| {
+            let start = start(&limit.window)?;
+            Some(AccountKey { limit: limit.clone(), start, key: String::new() })
+        })
+        .collect()
+}

@@ -1,0 +1,177 @@
+//! What all requests of this process share: policy, slices, log, and the one client thread.
+//!
+//! Envoy makes a filter configuration for each listener and for each change; they all lead here. A
+//! second one with the same settings shares what the first began, another one is refused: a gateway has
+//! one log and one ledger.
+
+use crate::abi::{self, Level};
+use crate::client;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::decisions::Decisions;
+use crate::log::{self, Log};
+use crate::metrics::{Kind, Metrics};
+use crate::waiters::Waiters;
+use arc_swap::ArcSwap;
+use plimsoll_core::gateway::Gateway;
+use plimsoll_core::ids::Epoch;
+use plimsoll_core::protocol::LogState;
+use plimsoll_core::snapshot::Snapshot;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::sync::Notify;
+
+/// What a filter configuration holds.
+pub type Configured = Arc<Shared>;
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The settings.
+    pub config: Config,
+    /// What is held and owed.
+    pub gateway: Gateway,
+    /// What is in force.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// What was let out.
+    pub log: Arc<Log>,
+    /// The ledger's time.
+    pub clock: Clock,
+    /// Paused requests.
+    pub waiters: Waiters,
+    /// Refused calls.
+    pub decisions: Decisions,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Wakes the client thread.
+    pub wake: Notify,
+    /// The installation's key for user ids; set by the first Welcome.
+    pub hmac_key: OnceLock<[u8; 32]>,
+    /// What the log proved at the start.
+    pub found: LogState,
+    /// The ledger has closed this epoch: nothing is admitted until a new one has begun.
+    pub closing: AtomicBool,
+    /// Metered calls that have not settled.
+    pub in_flight: AtomicI64,
+    /// The log could not be written the last time it was tried.
+    pub log_failing: AtomicBool,
+}
+
+impl Shared {
+    /// Why this gateway should get no traffic; `None`: it is ready.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.hmac_key.get().is_none() {
+            return Some("no operator has answered since this gateway started");
+        }
+        if self.snapshot.load().installation().is_none() {
+            return Some("no policy has come yet");
+        }
+        if self.closing.load(Relaxed) {
+            return Some("the ledger has closed this gateway's epoch; calls in flight are ending");
+        }
+        None
+    }
+
+    /// The metrics' text, with what is read at this moment.
+    #[must_use]
+    pub fn metrics_text(&self) -> String {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.waiting.set(i64::try_from(self.gateway.paused()).unwrap_or(i64::MAX));
+        self.metrics.log_delayed.set(count(self.log.delayed()));
+        self.metrics.log_segments.set(i64::try_from(self.log.segments()).unwrap_or(i64::MAX));
+        self.metrics.render()
+    }
+
+    /// Notes that the log could or could not be written; the change is told once.
+    pub fn log_written(&self, result: Result<(), &log::LogError>) {
+        match result {
+            Ok(()) => {
+                if self.log_failing.load(Relaxed) && self.log_failing.swap(false, Relaxed) {
+                    abi::log(Level::Info, "plimsoll: the admission log can be written again");
+                }
+            }
+            Err(error) => {
+                self.metrics.log_failures.inc();
+                if !self.log_failing.swap(true, Relaxed) {
+                    abi::log(
+                        Level::Error,
+                        &format!("plimsoll: {error}; calls that a budget matches are refused until it can"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Counts a refusal.
+    pub fn count_refusal(&self, code: &'static str) {
+        self.metrics.refused.get_or_create(&Kind { kind: code }).inc();
+    }
+}
+
+static PROCESS: Mutex<Option<Configured>> = Mutex::new(None);
+
+/// What Envoy's configuration leads to. The first call opens the log and starts the client thread.
+///
+/// # Errors
+/// Says what is wrong with the settings or the node.
+pub fn configure(bytes: &[u8]) -> Result<Configured, String> {
+    let config = Config::read(bytes).map_err(|error| error.to_string())?;
+    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(running) = process.as_ref() {
+        if running.config != config {
+            return Err("filter_config differs from the one in force in this process; \
+                        a gateway has one client: use the same settings everywhere, and restart Envoy to change them"
+                .to_owned());
+        }
+        return Ok(running.clone());
+    }
+    let shared = start(config)?;
+    *process = Some(shared.clone());
+    Ok(shared)
+}
+
+fn start(config: Config) -> Result<Configured, String> {
+    let boot = boot_id().map_err(|error| format!("/proc/sys/kernel/random/boot_id: {error}"))?;
+    let epoch = random_epoch().map_err(|error| format!("/dev/urandom: {error}"))?;
+    let (log, found) = log::open(&config.log_directory, &boot, epoch).map_err(|error| error.to_string())?;
+    let told = match found.state {
+        LogState::New => "there was none".to_owned(),
+        LogState::Intact => format!("it is whole; {} calls that were open are charged their reserve", found.replayed),
+        LogState::Gap => "records are missing or damaged: it proves nothing, a new epoch begins".to_owned(),
+        LogState::NodeCrashed => "it is of another boot: it proves nothing, a new epoch begins".to_owned(),
+    };
+    let level = if matches!(found.state, LogState::Gap) { Level::Warn } else { Level::Info };
+    abi::log(level, &format!("plimsoll: admission log in {}: {told}", config.log_directory.display()));
+    let shared = Arc::new(Shared {
+        gateway: Gateway::new(config.gateway_id.clone(), log.epoch()),
+        snapshot: ArcSwap::default(),
+        log: Arc::new(log),
+        clock: Clock::new(),
+        waiters: Waiters::default(),
+        decisions: Decisions::new(config.decisions_uncapped),
+        metrics: Metrics::new(),
+        wake: Notify::new(),
+        hmac_key: OnceLock::new(),
+        found: found.state,
+        closing: AtomicBool::new(false),
+        in_flight: AtomicI64::new(0),
+        log_failing: AtomicBool::new(false),
+        config,
+    });
+    client::spawn(shared.clone()).map_err(|error| format!("the client thread: {error}"))?;
+    Ok(shared)
+}
+
+fn boot_id() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
+}
+
+/// 128 random bits.
+pub(crate) fn random_epoch() -> io::Result<Epoch> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(Epoch(u128::from_be_bytes(bytes)))
+}
