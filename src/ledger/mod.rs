@@ -17,7 +17,7 @@ mod tls;
 pub use clock::Clock;
 pub use metrics::Metrics;
 pub use policy_hub::{GatewayState, InForce, PolicyHub, Rejection};
-pub use server::{LedgerHandle, LedgerState, ServerSettings, StartError, start};
+pub use server::{LedgerHandle, LedgerState, ServerSettings, StartError, start, start_beside};
 pub use spend::{SpendBoard, Spent};
 pub use sqlite::{Export, SqliteStore, export};
 pub use store::{Books, Identity, Store, StoreError};

@@ -38,6 +38,9 @@ struct Hub {
     gateways: BTreeMap<String, Gateway>,
 }
 
+/// The objects of one delta; `None`: removed.
+type Sent = Vec<(PolicyKey, Option<PolicyVersion>)>;
+
 #[derive(Debug)]
 struct Gateway {
     stream: Option<StreamId>,
@@ -46,7 +49,7 @@ struct Gateway {
     /// The last delta's number.
     number: u64,
     /// Deltas that are not acknowledged, with their objects; `None`: removed.
-    sent: VecDeque<(u64, Vec<(PolicyKey, Option<PolicyVersion>)>)>,
+    sent: VecDeque<(u64, Sent)>,
     /// The next delta is due even if it is empty: it answers Hello.
     greet: bool,
     holds: Arc<BTreeMap<PolicyKey, PolicyVersion>>,

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 /// Messages that may wait for the ledger's task; then streams wait.
@@ -66,7 +67,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The address is taken, or not ours.
-    #[error("the ledger can't listen on {0}: {1}; set `listen.ledger` to a free address")]
+    #[error("the ledger can't listen on {0}: {1}; set listen.grpc to a free address")]
     Listen(SocketAddr, std::io::Error),
     /// The server would not start.
     #[error("the ledger's server can't start: {0}")]
@@ -100,6 +101,18 @@ impl std::fmt::Debug for Input {
 /// # Errors
 /// The store can't be read, the certificates are no good, or the address is taken.
 pub async fn start<S: Store>(settings: ServerSettings, store: S) -> Result<LedgerHandle, StartError> {
+    start_beside(settings, store, Routes::default()).await
+}
+
+/// Starts serving the ledger in `store` beside other gRPC services, on one port.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_beside<S: Store>(
+    settings: ServerSettings,
+    store: S,
+    services: Routes,
+) -> Result<LedgerHandle, StartError> {
     let ServerSettings { listen, transport, ride_through_ms, lost_after_ms } = settings;
     let listener = TcpListener::bind(listen).await.map_err(|error| StartError::Listen(listen, error))?;
     let address = listener.local_addr().map_err(|error| StartError::Listen(listen, error))?;
@@ -141,7 +154,7 @@ pub async fn start<S: Store>(settings: ServerSettings, store: S) -> Result<Ledge
     if let Some(tls) = transport.server()? {
         server = server.tls_config(tls)?;
     }
-    let router = server.add_service(service);
+    let router = server.add_routes(services.add_service(service));
     let mut end = stopped.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {

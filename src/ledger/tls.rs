@@ -45,7 +45,7 @@ pub enum TlsError {
 }
 
 impl Transport {
-    pub(crate) fn server(&self) -> Result<Option<ServerTlsConfig>, TlsError> {
+    pub(super) fn server(&self) -> Result<Option<ServerTlsConfig>, TlsError> {
         let Self::MutualTls(TlsFiles { ca, cert, key }) = self else { return Ok(None) };
         let authority = Certificate::from_pem(pem(ca, "CERTIFICATE")?);
         let identity = Identity::from_pem(pem(cert, "CERTIFICATE")?, pem(key, "PRIVATE KEY")?);

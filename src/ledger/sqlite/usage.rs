@@ -2,13 +2,14 @@
 
 use super::{balances, json};
 use plimsoll_core::account::{AccountKey, Charge};
-use plimsoll_core::ids::{Epoch, ObjectName, UnixMs};
+use plimsoll_core::ids::{Epoch, ObjectName};
 use plimsoll_core::ledger::Rows;
 use plimsoll_core::protocol::{Caller, Decision, Outcome, UsageRow};
 use plimsoll_core::usage::Usage;
 use serde::Serialize;
-use sqlx::SqliteConnection;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use sqlx::query_builder::Separated;
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A quarter of an hour in milliseconds.
 const QUARTER_MS: i64 = 15 * 60 * 1_000;
@@ -16,8 +17,8 @@ const QUARTER_MS: i64 = 15 * 60 * 1_000;
 /// Inserts rows, moves their buckets, inserts decisions. A row that is stored already changes nothing.
 pub(super) async fn save(connection: &mut SqliteConnection, rows: &Rows) -> Result<(), sqlx::Error> {
     if !rows.usage.is_empty() {
-        let new = insert(connection, rows).await?;
-        move_buckets(connection, rows, &new).await?;
+        let (numbers, new) = insert(connection, rows).await?;
+        move_buckets(connection, rows, &numbers, &new).await?;
     }
     if !rows.decisions.is_empty() {
         insert_decisions(connection, &rows.decisions).await?;
@@ -49,104 +50,61 @@ fn quarter(row: &UsageRow) -> i64 {
     row.admitted_at.0.div_euclid(QUARTER_MS) * QUARTER_MS
 }
 
-/// A usage row as its statement reads it.
-#[derive(Serialize)]
-struct Inserted<'a> {
-    epoch: String,
-    sequence: i64,
-    settled_sequence: i64,
-    request_id: &'a str,
-    attempt: u32,
-    paused_at: UnixMs,
-    admitted_at: UnixMs,
-    settled_at: UnixMs,
-    accounts: Vec<String>,
-    observed: &'a [ObjectName],
-    observed_accounts: Vec<String>,
-    dimension: Dimension<'a>,
-    session: &'a str,
-    input: i64,
-    cached_input: i64,
-    cache_write: i64,
-    output: i64,
-    reasoning: i64,
-    usd: i64,
-    tokens: i64,
-    requests: i64,
-    reserved_usd: i64,
-    reserved_tokens: i64,
-    reserved_requests: i64,
-    best_tier_usd: i64,
-    price_version: i64,
-    outcome: i64,
+/// Rows in one statement: 26 columns each.
+const ROWS_AT_ONCE: usize = 32;
+
+/// The numbers that name what a row's texts say.
+struct Numbers<'a> {
+    epochs: HashMap<String, i64>,
+    accounts: HashMap<String, i64>,
+    dimensions: BTreeMap<Dimension<'a>, i64>,
 }
 
-/// Inserts the rows; returns those that were new.
-async fn insert(
-    connection: &mut SqliteConnection,
-    rows: &Rows,
-) -> Result<HashSet<(String, i64)>, sqlx::Error> {
-    let named: BTreeSet<AccountKey> = rows
-        .usage
-        .iter()
-        .flat_map(|(_, row)| &row.accounts)
-        .chain(rows.observed.values().flatten())
-        .cloned()
-        .collect();
-    balances::name_accounts(connection, &named).await?;
-    let mut dimensions: BTreeMap<Dimension, i64> = BTreeMap::new();
-    for (_, row) in &rows.usage {
-        let last = dimensions.entry(dimension(row)).or_insert(i64::MIN);
-        *last = quarter(row).max(*last);
+impl Numbers<'_> {
+    /// As JSON; every account of the batch has its number.
+    fn of(&self, accounts: &[AccountKey]) -> Result<String, sqlx::Error> {
+        let numbers: Vec<i64> =
+            accounts.iter().filter_map(|account| self.accounts.get(&account.to_string()).copied()).collect();
+        json(&numbers)
     }
-    let dimensions: Vec<(Dimension, i64)> = dimensions.into_iter().collect();
-    sqlx::query(
-        "INSERT INTO dimension
-             (namespace, feature, customer, user_hash, service_account, route, tier, backend, model, last)
-         SELECT value->0->>0, value->0->>1, value->0->>2, value->0->>3, value->0->>4, value->0->>5, value->0->>6,
-             value->0->>7, value->0->>8, value->>1
-         FROM json_each(?) WHERE true
-         ON CONFLICT DO UPDATE SET last = excluded.last WHERE excluded.last > last",
-    )
-    .bind(json(&dimensions)?)
-    .execute(&mut *connection)
-    .await?;
-    let inserted: Vec<Inserted> = rows.usage.iter().map(|(epoch, row)| inserted(*epoch, row, rows)).collect();
-    let new: Vec<(String, i64)> = sqlx::query_as(
-        "INSERT INTO usage_row (epoch, sequence, settled_sequence, request_id, attempt, paused_at, admitted_at,
-             settled_at, accounts, observed, observed_accounts, dimension, session, input, cached_input, cache_write,
-             output, reasoning, usd, tokens, requests, reserved_usd, reserved_tokens, reserved_requests,
-             best_tier_usd, price_version, outcome)
-         SELECT
-             (SELECT id FROM epoch WHERE epoch.epoch = r.value->>'epoch'),
-             r.value->>'sequence', r.value->>'settled_sequence', r.value->>'request_id', r.value->>'attempt',
-             r.value->>'paused_at', r.value->>'admitted_at', r.value->>'settled_at',
-             (SELECT json_group_array(account.id) FROM json_each(r.value->'accounts') AS a
-              CROSS JOIN account ON account.key = a.value),
-             r.value->'observed',
-             (SELECT json_group_array(account.id) FROM json_each(r.value->'observed_accounts') AS a
-              CROSS JOIN account ON account.key = a.value),
-             d.id, r.value->>'session', r.value->>'input', r.value->>'cached_input', r.value->>'cache_write',
-             r.value->>'output', r.value->>'reasoning', r.value->>'usd', r.value->>'tokens', r.value->>'requests',
-             r.value->>'reserved_usd', r.value->>'reserved_tokens', r.value->>'reserved_requests',
-             r.value->>'best_tier_usd', r.value->>'price_version', r.value->>'outcome'
-         FROM json_each(?) AS r CROSS JOIN dimension AS d
-             ON d.namespace = r.value->'dimension'->>0 AND d.feature = r.value->'dimension'->>1
-             AND d.customer = r.value->'dimension'->>2 AND d.user_hash = r.value->'dimension'->>3
-             AND d.service_account = r.value->'dimension'->>4 AND d.route = r.value->'dimension'->>5
-             AND d.tier = r.value->'dimension'->>6 AND d.backend = r.value->'dimension'->>7
-             AND d.model = r.value->'dimension'->>8
-         WHERE true
-         ON CONFLICT (epoch, sequence) DO NOTHING
-         RETURNING (SELECT epoch FROM epoch WHERE id = usage_row.epoch), sequence",
-    )
-    .bind(json(&inserted)?)
-    .fetch_all(&mut *connection)
-    .await?;
-    Ok(new.into_iter().collect())
 }
 
-fn inserted<'a>(epoch: Epoch, row: &'a UsageRow, rows: &Rows) -> Inserted<'a> {
+/// Inserts the rows; returns the epochs' numbers and the rows (by those and their sequence) that were new.
+async fn insert<'a>(
+    connection: &mut SqliteConnection,
+    rows: &'a Rows,
+) -> Result<(Numbers<'a>, HashSet<(i64, i64)>), sqlx::Error> {
+    let numbers = number(connection, rows).await?;
+    let mut new = HashSet::new();
+    for chunk in rows.usage.chunks(ROWS_AT_ONCE) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO usage_row (epoch, sequence, settled_sequence, request_id, attempt, paused_at, admitted_at,
+                 settled_at, accounts, observed, observed_accounts, dimension, session, input, cached_input,
+                 cache_write, output, reasoning, usd, tokens, requests, reserved_usd, reserved_tokens,
+                 reserved_requests, best_tier_usd, price_version, outcome) ",
+        );
+        let mut texts = Vec::new();
+        for (epoch, row) in chunk {
+            let observed = rows.observed.get(&(*epoch, row.sequence)).map_or(&[][..], Vec::as_slice);
+            texts.push((numbers.of(&row.accounts)?, json(&row.observed)?, numbers.of(observed)?));
+        }
+        statement.push_values(chunk.iter().zip(texts), |mut columns, ((epoch, row), texts)| {
+            bind(&mut columns, *epoch, row, texts, &numbers);
+        });
+        statement.push(" ON CONFLICT (epoch, sequence) DO NOTHING RETURNING epoch, sequence");
+        let inserted: Vec<(i64, i64)> = statement.build_query_as().fetch_all(&mut *connection).await?;
+        new.extend(inserted);
+    }
+    Ok((numbers, new))
+}
+
+fn bind(
+    columns: &mut Separated<'_, Sqlite, &'static str>,
+    epoch: Epoch,
+    row: &UsageRow,
+    (accounts, observed, observed_accounts): (String, String, String),
+    numbers: &Numbers,
+) {
     let UsageRow {
         sequence,
         settled_sequence,
@@ -155,57 +113,103 @@ fn inserted<'a>(epoch: Epoch, row: &'a UsageRow, rows: &Rows) -> Inserted<'a> {
         paused_at,
         admitted_at,
         settled_at,
-        accounts,
-        observed,
+        accounts: _,
+        observed: _,
         caller,
         route: _,
         tier: _,
         backend: _,
         model: _,
-        usage,
+        usage: Usage { input, cached_input, cache_write, output, reasoning },
         charge,
         reserve,
         best_tier_cost,
         price_version,
         outcome,
     } = row;
-    let Usage { input, cached_input, cache_write, output, reasoning } = *usage;
-    let observed_accounts = rows.observed.get(&(epoch, *sequence)).into_iter().flatten();
-    Inserted {
-        epoch: epoch.to_string(),
-        sequence: count(*sequence),
-        settled_sequence: count(*settled_sequence),
-        request_id,
-        attempt: *attempt,
-        paused_at: *paused_at,
-        admitted_at: *admitted_at,
-        settled_at: *settled_at,
-        accounts: accounts.iter().map(ToString::to_string).collect(),
-        observed,
-        observed_accounts: observed_accounts.map(ToString::to_string).collect(),
-        dimension: dimension(row),
-        session: &caller.session,
-        input: count(input),
-        cached_input: count(cached_input),
-        cache_write: count(cache_write),
-        output: count(output),
-        reasoning: count(reasoning),
-        usd: charge.usd.0,
-        tokens: count(charge.tokens),
-        requests: count(charge.requests),
-        reserved_usd: reserve.usd.0,
-        reserved_tokens: count(reserve.tokens),
-        reserved_requests: count(reserve.requests),
-        best_tier_usd: best_tier_cost.0,
-        price_version: price_version.0.cast_signed(),
-        outcome: match outcome {
-            Outcome::Completed => 0,
-            Outcome::UsageMissing => 1,
-            Outcome::ProviderError => 2,
-            Outcome::Abandoned => 3,
-            Outcome::Replayed => 4,
-        },
+    // Absent is NULL, and refused by the schema: the commit fails rather than losing a name.
+    columns.push_bind(numbers.epochs.get(&epoch.to_string()).copied());
+    columns.push_bind(count(*sequence)).push_bind(count(*settled_sequence));
+    columns.push_bind(request_id.clone()).push_bind(*attempt);
+    columns.push_bind(paused_at.0).push_bind(admitted_at.0).push_bind(settled_at.0);
+    columns.push_bind(accounts).push_bind(observed).push_bind(observed_accounts);
+    columns.push_bind(numbers.dimensions.get(&dimension(row)).copied());
+    columns.push_bind(caller.session.clone());
+    for tokens in [input, cached_input, cache_write, output, reasoning] {
+        columns.push_bind(count(*tokens));
     }
+    for Charge { usd, tokens, requests } in [charge, reserve] {
+        columns.push_bind(usd.0).push_bind(count(*tokens)).push_bind(count(*requests));
+    }
+    columns.push_bind(best_tier_cost.0).push_bind(price_version.0.cast_signed());
+    columns.push_bind(match outcome {
+        Outcome::Completed => 0,
+        Outcome::UsageMissing => 1,
+        Outcome::ProviderError => 2,
+        Outcome::Abandoned => 3,
+        Outcome::Replayed => 4,
+    });
+}
+
+/// Gives each account and dimension of the batch its number, and looks all numbers up.
+async fn number<'a>(connection: &mut SqliteConnection, rows: &'a Rows) -> Result<Numbers<'a>, sqlx::Error> {
+    let accounts: BTreeSet<AccountKey> = rows
+        .usage
+        .iter()
+        .flat_map(|(_, row)| &row.accounts)
+        .chain(rows.observed.values().flatten())
+        .cloned()
+        .collect();
+    balances::name_accounts(connection, &accounts).await?;
+    let accounts: BTreeSet<String> = accounts.iter().map(ToString::to_string).collect();
+    let accounts: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT account.key, account.id FROM json_each(?) CROSS JOIN account ON account.key = value",
+    )
+    .bind(json(&accounts)?)
+    .fetch_all(&mut *connection)
+    .await?;
+    let epochs: BTreeSet<String> = rows.usage.iter().map(|(epoch, _)| epoch.to_string()).collect();
+    let epochs: Vec<(String, i64)> =
+        sqlx::query_as("SELECT epoch, epoch.id FROM json_each(?) CROSS JOIN epoch ON epoch.epoch = value")
+            .bind(json(&epochs)?)
+            .fetch_all(&mut *connection)
+            .await?;
+    let mut last: BTreeMap<Dimension, i64> = BTreeMap::new();
+    for (_, row) in &rows.usage {
+        let last = last.entry(dimension(row)).or_insert(i64::MIN);
+        *last = quarter(row).max(*last);
+    }
+    let last: Vec<(Dimension, i64)> = last.into_iter().collect();
+    let texts = json(&last)?;
+    sqlx::query(
+        "INSERT INTO dimension
+             (namespace, feature, customer, user_hash, service_account, route, tier, backend, model, last)
+         SELECT value->0->>0, value->0->>1, value->0->>2, value->0->>3, value->0->>4, value->0->>5, value->0->>6,
+             value->0->>7, value->0->>8, value->>1
+         FROM json_each(?) WHERE true
+         ON CONFLICT DO UPDATE SET last = excluded.last WHERE excluded.last > last",
+    )
+    .bind(&texts)
+    .execute(&mut *connection)
+    .await?;
+    let dimensions: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT j.key, d.id FROM json_each(?) AS j CROSS JOIN dimension AS d
+             ON d.namespace = j.value->0->>0 AND d.feature = j.value->0->>1 AND d.customer = j.value->0->>2
+             AND d.user_hash = j.value->0->>3 AND d.service_account = j.value->0->>4 AND d.route = j.value->0->>5
+             AND d.tier = j.value->0->>6 AND d.backend = j.value->0->>7 AND d.model = j.value->0->>8",
+    )
+    .bind(&texts)
+    .fetch_all(&mut *connection)
+    .await?;
+    let dimensions = dimensions.into_iter().filter_map(|(place, id)| {
+        let (dimension, _) = last.get(usize::try_from(place).ok()?)?;
+        Some((*dimension, id))
+    });
+    Ok(Numbers {
+        epochs: epochs.into_iter().collect(),
+        accounts: accounts.into_iter().collect(),
+        dimensions: dimensions.collect(),
+    })
 }
 
 /// A count, held at the largest that a column takes.
@@ -226,14 +230,20 @@ struct Sums {
 async fn move_buckets(
     connection: &mut SqliteConnection,
     rows: &Rows,
-    new: &HashSet<(String, i64)>,
+    numbers: &Numbers<'_>,
+    new: &HashSet<(i64, i64)>,
 ) -> Result<(), sqlx::Error> {
-    let mut buckets: BTreeMap<(i64, Dimension), Sums> = BTreeMap::new();
+    let mut buckets: BTreeMap<(i64, i64), Sums> = BTreeMap::new();
     for (epoch, row) in &rows.usage {
-        if !new.contains(&(epoch.to_string(), count(row.sequence))) {
+        let (Some(epoch), Some(dimension)) =
+            (numbers.epochs.get(&epoch.to_string()), numbers.dimensions.get(&dimension(row)))
+        else {
+            continue;
+        };
+        if !new.contains(&(*epoch, count(row.sequence))) {
             continue;
         }
-        let sums = buckets.entry((quarter(row), dimension(row))).or_default();
+        let sums = buckets.entry((quarter(row), *dimension)).or_default();
         let Usage { input, cached_input, cache_write, output, reasoning } = row.usage;
         let Charge { usd, tokens, requests } = row.charge;
         sums.calls += 1;
@@ -264,12 +274,9 @@ async fn move_buckets(
     sqlx::query(
         "INSERT INTO bucket (quarter, dimension, calls, failed, input, cached_input, cache_write, output, reasoning,
              usd, tokens, requests, best_tier_usd)
-         SELECT value->>0, d.id, value->2->>0, value->2->>1, value->3->>0, value->3->>1, value->3->>2, value->3->>3,
-             value->3->>4, value->4->>0, value->4->>1, value->4->>2, value->4->>3
-         FROM json_each(?) AS b CROSS JOIN dimension AS d
-             ON d.namespace = b.value->1->>0 AND d.feature = b.value->1->>1 AND d.customer = b.value->1->>2
-             AND d.user_hash = b.value->1->>3 AND d.service_account = b.value->1->>4 AND d.route = b.value->1->>5
-             AND d.tier = b.value->1->>6 AND d.backend = b.value->1->>7 AND d.model = b.value->1->>8
+         SELECT value->>0, value->>1, value->2->>0, value->2->>1, value->3->>0, value->3->>1, value->3->>2,
+             value->3->>3, value->3->>4, value->4->>0, value->4->>1, value->4->>2, value->4->>3
+         FROM json_each(?)
          WHERE true
          ON CONFLICT (quarter, dimension) DO UPDATE SET calls = calls + excluded.calls,
              failed = failed + excluded.failed, input = input + excluded.input,
