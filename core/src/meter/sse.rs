@@ -6,6 +6,8 @@
 use super::Measured;
 use super::openai::{Chunk, usage};
 use crate::usage::Usage;
+use memchr::memmem::Finder;
+use std::sync::LazyLock;
 
 /// The longest line that is kept until its end comes. What is longer is part of an answer, not usage.
 const MOST_LINE: usize = 256 * 1024;
@@ -73,7 +75,9 @@ pub(super) fn data(line: &[u8]) -> Option<&[u8]> {
 
 /// Where the first `"usage"` stands, be it one or not.
 pub(super) fn find_usage(data: &[u8]) -> Option<usize> {
-    memchr::memmem::find(data, b"\"usage\"")
+    // Made once: to prepare a search costs more than to search one event.
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage\""));
+    KEY.find(data)
 }
 
 /// Reads one stream.
