@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "ModelBackend",
+    doc = "A provider, its models and their prices.",
     plural = "modelbackends",
     shortname = "mbackend",
     category = "plimsoll",

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "AIBudget",
+    doc = "What may be spent on AI calls.",
     plural = "aibudgets",
     shortname = "aib",
     category = "plimsoll",

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "ModelRoute",
+    doc = "The backends that answer under a model name.",
     plural = "modelroutes",
     shortname = "mroute",
     category = "plimsoll",

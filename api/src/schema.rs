@@ -17,7 +17,9 @@ const LABEL: &str = "^([-a-zA-Z0-9./_]*[a-zA-Z0-9])?$";
 /// What a text that fails `pattern` should look like.
 pub(crate) fn hint(pattern: &str) -> &'static str {
     match pattern {
-        crate::decimal::PATTERN => "write an amount of 0 or more like 500 or \"12.50\", with at most nine decimals",
+        crate::decimal::PATTERN => {
+            "write an amount of 0 or more like 500 or \"12.50\", with at most nine decimals"
+        }
         NAME => "use lower case letters, digits and -",
         SELECTION => "a * may only end it, after at least one character; leave the list out to match any",
         MODEL => "use letters, digits and . _ : / @ + -",

@@ -68,7 +68,8 @@ impl LabelSelector {
         let equal = self.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
         let meets = |requirement: &LabelRequirement| {
             let value = labels.get(&requirement.key);
-            let listed = value.is_some_and(|value| requirement.values.iter().flatten().any(|one| one == value));
+            let listed =
+                value.is_some_and(|value| requirement.values.iter().flatten().any(|one| one == value));
             match requirement.operator {
                 LabelOperator::In => listed,
                 LabelOperator::NotIn => !listed,

@@ -40,6 +40,10 @@ fn fault(path: &str, rest: &str, faults: &mut Vec<Fault>) {
 fn wrong_type(value: &Value, wanted: &str, path: &str, faults: &mut Vec<Fault>) {
     let is = match value {
         Value::Null => "empty".to_owned(),
+        // YAML 1.1 reads y, n, on and off so.
+        Value::Bool(_) if wanted == "a string" => {
+            return fault(path, &format!("is {value}, not a string; put it in quotes"), faults);
+        }
         Value::Bool(_) => "true or false".to_owned(),
         Value::Number(_) if wanted == "a string" => {
             return fault(path, &format!("{value} is a number, not a string; put it in quotes"), faults);
@@ -104,7 +108,12 @@ fn array(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<Fault>)
     }
     let keys: Vec<&str> = match schema["x-kubernetes-list-type"].as_str() {
         Some("set") => vec![],
-        Some("map") => schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
+        Some("map") => schema["x-kubernetes-list-map-keys"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect(),
         _ => return,
     };
     let mut seen = BTreeSet::new();
@@ -130,14 +139,20 @@ fn bounds(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
                 let rest = match (low, high) {
                     (Some(low), Some(high)) => format!("{number} is out of range; use {low} to {high}"),
                     (Some(low), None) => format!("{number} is too small; use {low} or more"),
-                    (None, high) => format!("{number} is too large; use at most {}", high.unwrap_or_default()),
+                    (None, high) => {
+                        format!("{number} is too large; use at most {}", high.unwrap_or_default())
+                    }
                 };
                 fault(path, &rest, faults);
             }
         }
         Value::Array(items) => {
             if bound("minItems").is_some_and(|least| items.len() < least) {
-                fault(path, "is empty; give at least one entry, or leave the field out if it is optional", faults);
+                fault(
+                    path,
+                    "is empty; give at least one entry, or leave the field out if it is optional",
+                    faults,
+                );
             }
             if let Some(most) = bound("maxItems").filter(|most| items.len() > *most) {
                 fault(path, &format!("has {} entries; at most {most} are allowed", items.len()), faults);
@@ -159,7 +174,11 @@ fn string_bounds(schema: &Value, text: &str, path: &str, faults: &mut Vec<Fault>
     if let Some(allowed) = schema["enum"].as_array() {
         let names: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
         if !names.contains(&text) {
-            let rest = format!("{} is not allowed; {}", quoted(text), suggest(text, names.into_iter(), "use one of"));
+            let rest = format!(
+                "{} is not allowed; {}",
+                quoted(text),
+                suggest(text, names.into_iter(), "use one of")
+            );
             fault(path, &rest, faults);
         }
         return;
@@ -175,7 +194,10 @@ fn string_bounds(schema: &Value, text: &str, path: &str, faults: &mut Vec<Fault>
     if let Some(pattern) = schema["pattern"].as_str()
         && !matches(pattern, text)
     {
-        fault(path, &format!("{} does not fit; {}", quoted(text), hint(pattern)), faults);
+        // A URL with a user in it has a password too, and this goes into logs.
+        let shown =
+            if text.contains('@') && text.contains("://") { String::new() } else { quoted(text) + " " };
+        fault(path, &format!("{shown}does not fit; {}", hint(pattern)), faults);
     }
 }
 
@@ -193,7 +215,9 @@ pub(crate) fn suggest<'a>(given: &str, names: impl Iterator<Item = &'a str>, all
     let lower = given.to_lowercase();
     let distance = |name: &str| strsim::damerau_levenshtein(&lower, &name.to_lowercase());
     match names.iter().map(|name| (distance(name), name)).min() {
-        Some((distance, name)) if distance <= given.chars().count().max(3) / 3 => format!("did you mean \"{name}\"?"),
+        Some((distance, name)) if distance <= given.chars().count().max(3) / 3 => {
+            format!("did you mean \"{name}\"?")
+        }
         _ => format!("{all} {}", names.join(", ")),
     }
 }

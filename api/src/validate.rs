@@ -5,7 +5,7 @@
 
 use crate::object::{Object, ObjectId};
 use crate::structure::{self, Fault, quoted, suggest};
-use crate::{API_VERSION, AIBudget, ModelBackend, ModelRoute};
+use crate::{AIBudget, API_VERSION, ModelBackend, ModelRoute};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
@@ -63,12 +63,19 @@ fn checked(manifest: &Value) -> Result<Object, Vec<Fault>> {
     let wanted = if matches!(kind, "Namespace" | "Secret") { "v1" } else { API_VERSION };
     let given = manifest["apiVersion"].as_str().unwrap_or_default();
     if given != wanted {
-        return Err(one("apiVersion", &format!("apiVersion {} is not that of {kind}; write {wanted}", quoted(given))));
+        return Err(one(
+            "apiVersion",
+            &format!("apiVersion {} is not that of {kind}; write {wanted}", quoted(given)),
+        ));
     }
     let mut faults = metadata(manifest, kind);
     match kind {
-        "AIBudget" => custom::<AIBudget>(&BUDGET, manifest, faults).map(|object| Object::Budget(Box::new(object))),
-        "ModelRoute" => custom::<ModelRoute>(&ROUTE, manifest, faults).map(|object| Object::Route(Box::new(object))),
+        "AIBudget" => {
+            custom::<AIBudget>(&BUDGET, manifest, faults).map(|object| Object::Budget(Box::new(object)))
+        }
+        "ModelRoute" => {
+            custom::<ModelRoute>(&ROUTE, manifest, faults).map(|object| Object::Route(Box::new(object)))
+        }
         "ModelBackend" => {
             custom::<ModelBackend>(&BACKEND, manifest, faults).map(|object| Object::Backend(Box::new(object)))
         }
@@ -94,7 +101,8 @@ static BACKEND: OnceLock<Kind> = OnceLock::new();
 
 impl Kind {
     fn new(crd: &CustomResourceDefinition) -> Self {
-        let schema = crd.spec.versions.iter().find_map(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref());
+        let schema =
+            crd.spec.versions.iter().find_map(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref());
         let schema = serde_json::to_value(schema).unwrap_or_default();
         let rules = compile_schema(&schema);
         Self { schema, rules }
@@ -129,7 +137,8 @@ fn custom<K: DeserializeOwned + CustomResourceExt>(
             // A rule that can't run must not pass; it is our mistake, and a test runs every rule.
             _ => format!("the rule {:?} cannot be checked: {}", error.rule, error.message),
         };
-        let message = if error.field_path.is_empty() { message } else { format!("{}: {message}", error.field_path) };
+        let message =
+            if error.field_path.is_empty() { message } else { format!("{}: {message}", error.field_path) };
         faults.push((error.field_path, message));
     }
     finish(&value, &mut faults)
@@ -160,7 +169,9 @@ fn metadata(manifest: &Value, kind: &str) -> Vec<Fault> {
                 format!("{path} has {} characters; at most {most} are allowed", text.len())
             }
             Value::String(text) if is_name(text, dots) => continue,
-            Value::String(text) => format!("{path} {} does not fit; use lower case letters, digits and -", quoted(text)),
+            Value::String(text) => {
+                format!("{path} {} does not fit; use lower case letters, digits and -", quoted(text))
+            }
             _ => format!("{path} is not a string; put it in quotes"),
         };
         faults.push((path, message));
@@ -183,4 +194,3 @@ fn identify(manifest: &Value) -> String {
     let namespace = text(&manifest["metadata"]["namespace"]).unwrap_or_default();
     ObjectId { kind: kind.unwrap_or_else(|| "manifest".to_owned()), namespace, name }.to_string()
 }
-

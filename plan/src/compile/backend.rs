@@ -38,14 +38,11 @@ pub fn compile(
     {
         problems.extend(untrusted(url, base_url, &settings.root_namespace));
     }
-    let discount =
-        discount_percent.as_ref().map_or(Ok(NanoUsd::ZERO), discount).map_err(|error| {
-            Problem {
-                reason: "InvalidDiscount",
-                field: "spec.provider.discountPercent".to_owned(),
-                message: format!("spec.provider.discountPercent {error}"),
-            }
-        });
+    let discount = discount_percent.as_ref().map_or(Ok(NanoUsd::ZERO), discount).map_err(|error| Problem {
+        reason: "InvalidDiscount",
+        field: "spec.provider.discountPercent".to_owned(),
+        message: format!("spec.provider.discountPercent {error}"),
+    });
     let kept = discount.as_ref().map_or(HUNDRED, |discount| HUNDRED - discount.0);
     let mut bodies = Vec::new();
     for (index, model) in models.iter().enumerate() {

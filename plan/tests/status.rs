@@ -1,0 +1,170 @@
+//! What moves a status, and what must not.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use plimsoll_api::{AIBudgetStatus, Object};
+use plimsoll_core::account::{AccountKey, Amount};
+use plimsoll_core::ids::{ObjectName, UnixMs};
+use plimsoll_plan::{Applied, EventKind, Gateway, Planner, Settings, Spent, Trouble, events, status};
+
+const NOW: UnixMs = UnixMs(1_795_521_600_000);
+const DAY: i64 = 86_400_000;
+
+struct Scene {
+    planner: Planner,
+    applied: Applied,
+    now: UnixMs,
+    status: Option<AIBudgetStatus>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut scene = Self {
+            planner: support::planner(Settings::default(), [budget(1, 5)]),
+            applied: Applied::default(),
+            now: NOW,
+            status: None,
+        };
+        scene.planner.replan(NOW);
+        scene.gateway("gw-1", true);
+        scene
+    }
+
+    fn gateway(&mut self, name: &str, holds: bool) {
+        let policy = self.planner.plan().policy.iter().filter(|_| holds);
+        let held = policy.map(|(key, object)| (key.clone(), object.version)).collect();
+        self.applied.gateways.insert(name.to_owned(), Gateway { held, ..Gateway::default() });
+    }
+
+    fn spend(&mut self, dollars_in_cents: i64, exhausted: bool) {
+        let (limit, window) = self.planner.plan().budgets.values().next().unwrap().limits[0].clone();
+        let start = window.bounds(self.now).start;
+        let settled = Amount(dollars_in_cents * 10_000_000);
+        let spent = Spent { settled, exhausted, ..Spent::default() };
+        self.applied.spend.insert(AccountKey { limit, start, key: String::new() }, spent);
+    }
+
+    /// The reasons of the events since the last look.
+    fn look(&mut self) -> Vec<&'static str> {
+        let name = ObjectName::new("finance", "all");
+        let object = &self.planner.world().budgets[&name];
+        let new =
+            status::budget(&name, object, self.status.as_ref(), self.planner.plan(), &self.applied, self.now);
+        let told = events(self.status.as_ref(), &new);
+        self.status = Some(new);
+        told.iter().map(|event| event.reason).collect()
+    }
+
+    fn condition(&self, kind: &str) -> String {
+        let conditions = &self.status.as_ref().unwrap().conditions;
+        let condition = conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+        format!("{} {}", condition.status, condition.reason)
+    }
+}
+
+fn budget(generation: i64, amount: i64) -> Object {
+    support::objects(&format!(
+        "apiVersion: plimsoll.dev/v1alpha1\nkind: AIBudget\n\
+         metadata: {{name: all, namespace: finance, generation: {generation}}}\n\
+         spec:\n  limits: [{{name: day, amount: {amount}, window: {{period: Day}}}}]\n  \
+         stages: [{{trigger: Used, percent: 80, action: Notify}}]\n"
+    ))
+    .remove(0)
+}
+
+#[test]
+fn an_exhausted_budget_stays_ready() {
+    let mut scene = Scene::new();
+    scene.look();
+    scene.spend(500, false);
+    scene.look();
+    assert_eq!(scene.condition("WithinBudget"), "False BudgetExceeded");
+    assert_eq!(scene.condition("Ready"), "True InForce");
+    assert_eq!(scene.condition("Stalled"), "False InForce");
+    assert_eq!(scene.condition("Enforced"), "True Enforced");
+}
+
+#[test]
+fn a_new_gateway_flips_enforced_alone_and_a_new_generation_waits_for_all() {
+    let mut scene = Scene::new();
+    scene.look();
+    let before = scene.status.clone().unwrap();
+    scene.gateway("gw-2", false);
+    scene.now = NOW.plus(60_000);
+    scene.look();
+    assert_eq!(scene.condition("Enforced"), "False WaitingForGateways");
+    let after = scene.status.clone().unwrap();
+    let differing: Vec<_> = after.conditions.iter().filter(|now| !before.conditions.contains(now)).collect();
+    assert_eq!(differing.len(), 1, "{differing:?}");
+    assert_eq!((after.gateways.unwrap().enforcing, after.gateways.unwrap().total), (1, 2));
+
+    scene.planner.put(budget(2, 6));
+    scene.planner.replan(scene.now);
+    scene.look();
+    assert_eq!(scene.condition("Ready"), "False WaitingForGateways");
+    assert_eq!(scene.condition("Reconciling"), "True WaitingForGateways");
+    assert_eq!(scene.condition("Stalled"), "False WaitingForGateways");
+    scene.gateway("gw-1", true);
+    scene.gateway("gw-2", true);
+    scene.look();
+    assert_eq!(scene.condition("Ready"), "True InForce");
+    assert_eq!(scene.status.as_ref().unwrap().observed_generation, Some(2));
+}
+
+#[test]
+fn a_status_that_says_the_same_is_the_same_to_the_byte() {
+    let mut scene = Scene::new();
+    scene.look();
+    let before = scene.status.clone();
+    let text = serde_json::to_string(&before).unwrap();
+    scene.now = NOW.plus(61_001);
+    scene.look();
+    assert_eq!(scene.status, before);
+    let read: Option<AIBudgetStatus> = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, before, "a status survives being stored");
+}
+
+#[test]
+fn a_stage_is_told_once_a_window_and_the_end_of_a_block_too() {
+    let mut scene = Scene::new();
+    assert!(scene.look().is_empty());
+    scene.spend(399, false);
+    assert!(scene.look().is_empty());
+    scene.spend(400, false);
+    assert_eq!(scene.look(), ["StageReached"]);
+    scene.spend(450, false);
+    assert!(scene.look().is_empty());
+    scene.spend(499, true);
+    assert_eq!(scene.look(), ["Blocked"]);
+    assert!(scene.look().is_empty());
+    scene.now = NOW.plus(DAY);
+    assert_eq!(scene.look(), ["Recovered"]);
+    scene.spend(500, false);
+    assert_eq!(scene.look(), ["StageReached", "Blocked"]);
+    scene.planner.put(budget(2, 10));
+    scene.planner.replan(scene.now);
+    assert_eq!(scene.look(), ["Recovered"], "more money was given");
+}
+
+#[test]
+fn a_ledger_that_grants_nothing_is_named() {
+    let mut scene = Scene::new();
+    let message = "gateway gw-9 has not declared itself; start it, or retire it".to_owned();
+    scene.applied.trouble = Some(Trouble { reason: "LedgerWentBack".into(), message });
+    scene.look();
+    assert_eq!(scene.condition("Enforced"), "False LedgerWentBack");
+    assert_eq!(scene.condition("Ready"), "True InForce");
+}
+
+#[test]
+fn a_warning_is_a_warning() {
+    let mut scene = Scene::new();
+    scene.spend(400, false);
+    let name = ObjectName::new("finance", "all");
+    let object = &scene.planner.world().budgets[&name];
+    let new = status::budget(&name, object, None, scene.planner.plan(), &scene.applied, scene.now);
+    let told = events(None, &new);
+    assert_eq!(told[0].kind, EventKind::Warning);
+    assert_eq!(told[0].message, "limit day: 80 percent of 5.00 used");
+}
