@@ -96,12 +96,9 @@ pub struct Sqlite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listen {
-    /// For gateways' filters: the ledger.
+    /// For gateways: the ledger, and clusters and keys by xDS.
     #[serde(default = "grpc")]
     pub grpc: SocketAddr,
-    /// For gateways' Envoys: clusters and keys.
-    #[serde(default = "xds")]
-    pub xds: SocketAddr,
     /// For health, readiness, metrics and status. Without authentication.
     #[serde(default = "http")]
     pub http: SocketAddr,
@@ -109,7 +106,7 @@ pub struct Listen {
 
 impl Default for Listen {
     fn default() -> Self {
-        Self { grpc: grpc(), xds: xds(), http: http() }
+        Self { grpc: grpc(), http: http() }
     }
 }
 
@@ -153,10 +150,6 @@ fn grpc() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9443))
 }
 
-fn xds() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 9444))
-}
-
 fn http() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9080))
 }
@@ -178,8 +171,10 @@ impl Config {
     /// It can't be read, is no YAML, has a field that isn't known, or contradicts itself.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let place = file.display().to_string();
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| ConfigError { place: place.clone(), message: format!("can't be read: {error}") })?;
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+            place: place.clone(),
+            message: format!("can't be read: {error}"),
+        })?;
         Self::parse(&text, &place)
     }
 
@@ -198,16 +193,21 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        for (field, value) in [("rootNamespace", &self.root_namespace), ("anonymous.namespace", &self.anonymous.namespace)]
-            .into_iter()
-            .chain(self.secret_namespaces.iter().map(|namespace| ("secretNamespaces", namespace)))
+        for (field, value) in
+            [("rootNamespace", &self.root_namespace), ("anonymous.namespace", &self.anonymous.namespace)]
+                .into_iter()
+                .chain(self.secret_namespaces.iter().map(|namespace| ("secretNamespaces", namespace)))
         {
             if !is_namespace(value) {
-                return Err(format!("{field} \"{value}\" is not a namespace; use lower case letters, digits and -"));
+                return Err(format!(
+                    "{field} \"{value}\" is not a namespace; use lower case letters, digits and -"
+                ));
             }
         }
         match (&self.tls, self.plain_text) {
-            (Some(_), true) => return Err("tls and plainText: true contradict each other; remove one".to_owned()),
+            (Some(_), true) => {
+                return Err("tls and plainText: true contradict each other; remove one".to_owned());
+            }
             (None, false) => {
                 return Err("tls is missing; give ca, cert and key, or write plainText: true on a machine \
                             that nobody else can reach"
@@ -221,15 +221,8 @@ impl Config {
         if !(1_000..=86_400_000).contains(&self.ride_through.ms) {
             return Err("rideThrough must be between 1s and 24h; write 10m".to_owned());
         }
-        let Listen { grpc, xds, http } = self.listen;
-        for ((one, name), (other, rival)) in [
-            ((grpc, "grpc"), (xds, "xds")),
-            ((grpc, "grpc"), (http, "http")),
-            ((xds, "xds"), (http, "http")),
-        ] {
-            if one == other && one.port() != 0 {
-                return Err(format!("listen.{name} and listen.{rival} are the same address; give each its own port"));
-            }
+        if self.listen.grpc == self.listen.http && self.listen.grpc.port() != 0 {
+            return Err("listen.grpc and listen.http are the same address; give each its own port".to_owned());
         }
         Ok(())
     }
@@ -328,7 +321,10 @@ mod tests {
         assert!(wrong("plainText: true").contains("ledger"));
         assert!(wrong(&format!("{LEAST}tls: {{ca: a, cert: b, key: c}}")).contains("contradict"));
         assert!(wrong(&format!("{LEAST}rootNamespace: Root")).contains("rootNamespace \"Root\""));
-        assert!(wrong(&format!("{LEAST}listen: {{grpc: 127.0.0.1:1, http: 127.0.0.1:1}}")).contains("same address"));
+        assert!(
+            wrong(&format!("{LEAST}listen: {{grpc: 127.0.0.1:1, http: 127.0.0.1:1}}"))
+                .contains("same address")
+        );
     }
 
     #[test]

@@ -187,7 +187,11 @@ impl<K: Sink> Controller<K> {
         let mut next = match config {
             Ok(next) => next,
             Err(error) => {
-                tracing::warn!(place = error.place, "{}; the last good settings stay in force", error.message);
+                tracing::warn!(
+                    place = error.place,
+                    "{}; the last good settings stay in force",
+                    error.message
+                );
                 let message = format!("{}; the last good settings stay in force", error.message);
                 self.config_fault = Some(Fault { place: error.place, object: None, message });
                 return;
@@ -227,7 +231,12 @@ impl<K: Sink> Controller<K> {
                     None => removed.push(key),
                 }
             }
-            tracing::info!(changed = changed.len(), removed = removed.len(), limits = delta.limits, "policy changes");
+            tracing::info!(
+                changed = changed.len(),
+                removed = removed.len(),
+                limits = delta.limits,
+                "policy changes"
+            );
             if delta.limits {
                 let limits = self.planner.plan().limits.clone();
                 self.parts.ledger.publish(limits, changed, removed).await;
@@ -254,7 +263,11 @@ impl<K: Sink> Controller<K> {
             let keys = self.planner.world().secrets.get(&reference.secret);
             if let Some(key) = keys.and_then(|keys| keys.get(&reference.key)) {
                 let name = secret::name(reference);
-                snapshot.insert(ResourceKey::secret(&name), &secret::secret(&name, key.expose()), &self.parts.salt);
+                snapshot.insert(
+                    ResourceKey::secret(&name),
+                    &secret::secret(&name, key.expose()),
+                    &self.parts.salt,
+                );
             }
         }
         self.snapshot = snapshot.clone();
@@ -304,8 +317,12 @@ impl<K: Sink> Controller<K> {
             let status = status::budget(name, object, before, plan, &applied, now);
             for event in events(before, &status) {
                 match event.kind {
-                    EventKind::Normal => tracing::info!(budget = %name, reason = event.reason, "{}", event.message),
-                    EventKind::Warning => tracing::warn!(budget = %name, reason = event.reason, "{}", event.message),
+                    EventKind::Normal => {
+                        tracing::info!(budget = %name, reason = event.reason, "{}", event.message)
+                    }
+                    EventKind::Warning => {
+                        tracing::warn!(budget = %name, reason = event.reason, "{}", event.message)
+                    }
                 }
             }
             report.table.extend(applied::rows(name, object, &status, plan, &applied));

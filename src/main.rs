@@ -207,14 +207,16 @@ fn status(operator: &str, output: Output) -> anyhow::Result<()> {
         Output::Json => "",
     };
     let address = operator.trim_start_matches("http://").trim_end_matches('/');
-    let refused = || format!("no operator answers at {address}; give its listen.http address with --operator");
+    let refused =
+        || format!("no operator answers at {address}; give its listen.http address with --operator");
     let mut stream = TcpStream::connect(address).with_context(refused)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let request = format!("GET /status{query} HTTP/1.0\r\nhost: {address}\r\naccept: */*\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(refused)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{address} doesn't speak HTTP"))?;
+    let (head, body) =
+        answer.split_once("\r\n\r\n").with_context(|| format!("{address} doesn't speak HTTP"))?;
     let line = head.lines().next().unwrap_or_default();
     anyhow::ensure!(line.contains(" 200"), "the operator at {address} answers: {line}");
     print(body)

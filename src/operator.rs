@@ -11,13 +11,11 @@ use anyhow::{Context, anyhow};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
 /// A gateway that is silent for so long counts as lost (LEDGER.md rule 6), in milliseconds.
 const LOST_AFTER_MS: i64 = 600_000;
@@ -44,25 +42,23 @@ where
 {
     let config = Config::load(&config_file)?;
     let store = SqliteStore::open(&config.ledger.sqlite.path).await?;
-    let http_listener = listen("http", config.listen.http).await?;
-    let xds_listener = listen("xds", config.listen.xds).await?;
+    let http = config.listen.http;
+    let taken = || format!("can't listen on {http}; set listen.http to a free address");
+    let http_listener = TcpListener::bind(http).await.with_context(taken)?;
     let settings = ServerSettings {
         listen: config.listen.grpc,
         transport: config.transport(),
         ride_through_ms: config.ride_through.ms,
         lost_after_ms: LOST_AFTER_MS,
     };
-    let mut xds = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
-    if let Some(tls) = settings.transport.server()? {
-        xds = xds.tls_config(tls)?;
-    }
     if config.plain_text {
-        tracing::warn!("plainText: true; whoever reaches the gateways' ports can read keys and spend budgets");
+        tracing::warn!(
+            "plainText: true; whoever reaches the gateways' ports can read keys and spend budgets"
+        );
     }
-    let ledger = ledger::start(settings, store).await?;
     let discovery = Arc::new(Discovery::default());
+    let services = tonic::service::Routes::new(discovery.service());
+    let ledger = ledger::start_beside(settings, store, services).await?;
     let health = Arc::new(Health::default());
     let latest = watch::Sender::new(Arc::new(Report::default()));
 
@@ -80,15 +76,14 @@ where
         metrics: Arc::new(registry(&ledger)),
     };
     let http_address = http_listener.local_addr()?;
-    let xds_address = xds_listener.local_addr()?;
-    let http_server = tokio::spawn(axum::serve(http_listener, http::router(pages)).with_graceful_shutdown(ended()).into_future());
-    let router = xds.add_service(discovery.service());
-    let xds_server = tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(xds_listener), ended()));
+    let http_server = tokio::spawn(
+        axum::serve(http_listener, http::router(pages)).with_graceful_shutdown(ended()).into_future(),
+    );
     let (into, batches) = mpsc::channel(16);
     let mut source = tokio::spawn(source.run(into));
     let (news, configs) = mpsc::channel(1);
     let config_watch = tokio::spawn(watch_config(config_file.clone(), news));
-    tracing::info!(ledger = %ledger.address(), xds = %xds_address, http = %http_address, "serving");
+    tracing::info!(grpc = %ledger.address(), http = %http_address, "serving");
 
     let parts = Parts {
         ledger: ledger.clone(),
@@ -113,21 +108,13 @@ where
     source.abort();
     config_watch.abort();
     ledger.shutdown().await;
-    for (name, server) in [("xDS", wait(xds_server).await), ("HTTP", wait(http_server).await)] {
-        if let Err(error) = server {
-            tracing::warn!(server = name, %error, "did not end well");
-        }
+    if let Err(error) = wait(http_server).await {
+        tracing::warn!(%error, "the HTTP server did not end well");
     }
     if !controller.is_finished() {
         let _ = tokio::time::timeout(END_WITHIN, controller).await;
     }
     outcome
-}
-
-async fn listen(field: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address}; set listen.{field} to a free address"))
 }
 
 async fn wait<E>(server: tokio::task::JoinHandle<Result<(), E>>) -> anyhow::Result<()>

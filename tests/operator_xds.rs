@@ -27,7 +27,9 @@ fn echo_credential() -> u16 {
                 let head = read_head(&stream);
                 let credential = header(&head, "authorization").unwrap_or_else(|| "none".to_owned());
                 let length = credential.len();
-                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{credential}");
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{credential}"
+                );
                 let _ = (&stream).write_all(answer.as_bytes());
             });
         }
@@ -187,14 +189,20 @@ async fn a_key_is_injected_in_place_of_the_callers_and_rotated_without_a_restart
     let provider = echo_credential();
     let discovery = Arc::new(Discovery::default());
     let upstreams = [upstream("with-key", provider, Some("openai")), upstream("without", provider, None)];
-    let keys = [ResourceKey::cluster("with-key"), ResourceKey::cluster("without"), ResourceKey::secret("p/openai/key")];
+    let keys = [
+        ResourceKey::cluster("with-key"),
+        ResourceKey::cluster("without"),
+        ResourceKey::secret("p/openai/key"),
+    ];
     let first = snapshot(&upstreams, &[("p/openai/key", "sk-one\n")], "");
     discovery.publish(first.clone());
     let (address, _stop) = serve(&discovery, "127.0.0.1:0".parse().unwrap()).await;
     let envoy = Envoy::start("gw-keys", address);
     acknowledged(&discovery, "gw-keys", &first, &keys).await;
 
-    let injected = until("the first key", || envoy.call("with-key", "Bearer mine").filter(|(status, _)| *status == 200)).await;
+    let injected =
+        until("the first key", || envoy.call("with-key", "Bearer mine").filter(|(status, _)| *status == 200))
+            .await;
     assert_eq!(injected.1, "Bearer sk-one");
     assert_eq!(envoy.call("without", "Bearer mine"), Some((200, "Bearer mine".to_owned())));
 
@@ -210,7 +218,10 @@ async fn a_key_is_injected_in_place_of_the_callers_and_rotated_without_a_restart
     // A cluster that is gone: nobody gets there any more.
     let third = snapshot(&upstreams[1..], &[], "");
     discovery.publish(third);
-    until("the cluster's removal", || envoy.call("with-key", "Bearer mine").filter(|(status, _)| *status == 503)).await;
+    until("the cluster's removal", || {
+        envoy.call("with-key", "Bearer mine").filter(|(status, _)| *status == 503)
+    })
+    .await;
     until("what the gateway holds", || {
         (!held(&discovery, "gw-keys")?.acknowledged.contains_key(&keys[0])).then_some(())
     })
@@ -233,7 +244,8 @@ async fn what_envoy_rejects_is_known_in_its_own_words_and_harms_nothing_else() {
     assert!(rejected.words.contains("/no/such/ca.crt"), "{}", rejected.words);
     assert_eq!(Some(&rejected.version), before.version(&bad_key));
     acknowledged(&discovery, "gw-reject", &before, &[good_key]).await;
-    until("the good cluster", || envoy.call("good", "Bearer mine").filter(|(status, _)| *status == 200)).await;
+    until("the good cluster", || envoy.call("good", "Bearer mine").filter(|(status, _)| *status == 200))
+        .await;
 
     let ca_file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca_file.path(), CA).unwrap();

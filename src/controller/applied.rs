@@ -28,7 +28,10 @@ pub(super) fn applied(
     }
     // An Envoy that only asks for clusters counts too: it serves, and holds no policy.
     for (node, held) in &envoys {
-        let clusters = plan.clusters.values().filter_map(|cluster| Some((cluster.name.clone(), state(cluster, held, snapshot)?)));
+        let clusters = plan
+            .clusters
+            .values()
+            .filter_map(|cluster| Some((cluster.name.clone(), state(cluster, held, snapshot)?)));
         gateways.entry(node.clone()).or_default().clusters = clusters.collect();
     }
     Applied { gateways, spend: spend(ledger, plan, now), trouble: trouble(&ledger.state().borrow()) }
@@ -76,11 +79,14 @@ fn trouble(state: &LedgerState) -> Option<Trouble> {
         LedgerState::Serving => None,
         LedgerState::WentBack => Some(Trouble {
             reason: "LedgerWentBack".to_owned(),
-            message: "commits were lost; nothing is granted until every known gateway has said Hello. Start the \
+            message:
+                "commits were lost; nothing is granted until every known gateway has said Hello. Start the \
                       missing ones, or retire them"
-                .to_owned(),
+                    .to_owned(),
         }),
-        LedgerState::Failed { why } => Some(Trouble { reason: "LedgerFailed".to_owned(), message: why.clone() }),
+        LedgerState::Failed { why } => {
+            Some(Trouble { reason: "LedgerFailed".to_owned(), message: why.clone() })
+        }
     }
 }
 
@@ -102,11 +108,16 @@ pub(super) fn gateways(
 ) -> BTreeMap<String, report::Gateway> {
     let mut gateways: BTreeMap<String, report::Gateway> = BTreeMap::new();
     for state in ledger.hub().gateways() {
-        let current = plan.policy.iter().filter(|(key, object)| state.holds.get(key) == Some(&object.version)).count();
+        let current =
+            plan.policy.iter().filter(|(key, object)| state.holds.get(key) == Some(&object.version)).count();
         let gateway = report::Gateway {
             ledger: state.connected,
             policy: current,
-            policy_rejected: state.rejected.iter().map(|(key, why)| (key.to_string(), why.reason.clone())).collect(),
+            policy_rejected: state
+                .rejected
+                .iter()
+                .map(|(key, why)| (key.to_string(), why.reason.clone()))
+                .collect(),
             ..report::Gateway::default()
         };
         gateways.insert(state.id, gateway);
@@ -133,16 +144,20 @@ pub(super) fn rows(
     plan: &Plan,
     applied: &Applied,
 ) -> Vec<report::Row> {
-    let counted = status.gateways.map_or_else(String::new, |count| format!("{}/{}", count.enforcing, count.total));
+    let counted =
+        status.gateways.map_or_else(String::new, |count| format!("{}/{}", count.enforcing, count.total));
     let limits = plan.budgets.get(name).map(|budget| budget.limits.as_slice()).unwrap_or_default();
     let row = |limit: &plimsoll_api::budget::LimitStatus| {
         let key = limits.iter().map(|(key, _)| key).find(|key| key.limit == limit.name);
         let observes = budget.spec.enforcement == Declared::Observe
-            || key.and_then(|key| plan.limits.get(key)).is_some_and(|terms| terms.enforcement == Enforcement::Observe);
+            || key
+                .and_then(|key| plan.limits.get(key))
+                .is_some_and(|terms| terms.enforcement == Enforcement::Observe);
         let start = limit.window.start.as_ref().map_or(UnixMs(0), |time| UnixMs(time.0.as_millisecond()));
         let unit = key.map_or(Unit::Usd, |key| key.unit);
         let account = key.map(|key| AccountKey { limit: key.clone(), start, key: String::new() });
-        let used = account.and_then(|account| applied.spend.get(&account)).map(Spent::used).unwrap_or_default();
+        let used =
+            account.and_then(|account| applied.spend.get(&account)).map(Spent::used).unwrap_or_default();
         report::Row {
             budget: name.to_string(),
             limit: limit.name.clone(),

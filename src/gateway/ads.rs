@@ -136,7 +136,11 @@ impl Discovery {
                     }
                     Heard::NotServed(url) => {
                         if not_served.len() < 16 && not_served.insert(url.clone()) {
-                            tracing::warn!(gateway = node, url, "asks for resources that Plimsoll doesn't serve");
+                            tracing::warn!(
+                                gateway = node,
+                                url,
+                                "asks for resources that Plimsoll doesn't serve"
+                            );
                         }
                     }
                     Heard::TooMany(kind) => {
@@ -183,7 +187,9 @@ impl AggregatedDiscoveryService for Service {
         &self,
         _: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("Plimsoll serves delta xDS only; set api_type: DELTA_GRPC in Envoy's ads_config"))
+        Err(Status::unimplemented(
+            "Plimsoll serves delta xDS only; set api_type: DELTA_GRPC in Envoy's ads_config",
+        ))
     }
 
     async fn delta_aggregated_resources(

@@ -5,7 +5,9 @@
 //! covers one attempt, so a retry that the ledger doesn't know of would be unpaid.
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily,
+};
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use envoy_types::pb::envoy::config::core::v3::address::Address as AddressKind;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
@@ -28,7 +30,8 @@ use envoy_types::pb::envoy::extensions::http::injected_credentials::generic::v3:
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+    UpstreamTlsContext,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
@@ -128,14 +131,16 @@ fn tls(host: &str, ca_file: &str) -> TransportSocket {
         // RFC 6066 has no server name for an address.
         sni: if is_address { String::new() } else { host.to_owned() },
         common_tls_context: Some(CommonTlsContext {
-            validation_context_type: Some(ValidationContextType::ValidationContext(CertificateValidationContext {
-                trusted_ca: Some(DataSource {
-                    specifier: Some(Specifier::Filename(ca_file.to_owned())),
+            validation_context_type: Some(ValidationContextType::ValidationContext(
+                CertificateValidationContext {
+                    trusted_ca: Some(DataSource {
+                        specifier: Some(Specifier::Filename(ca_file.to_owned())),
+                        ..Default::default()
+                    }),
+                    match_typed_subject_alt_names: vec![name],
                     ..Default::default()
-                }),
-                match_typed_subject_alt_names: vec![name],
-                ..Default::default()
-            })),
+                },
+            )),
             ..Default::default()
         }),
         ..Default::default()
@@ -165,7 +170,10 @@ fn protocol(upstream: &EnvoyCluster) -> HttpProtocolOptions {
             ..Default::default()
         }),
         upstream_protocol_options: Some(http),
-        http_filters: upstream.inject_key.as_ref().map_or_else(Vec::new, |key| vec![injector(&secret::name(key)), codec()]),
+        http_filters: upstream
+            .inject_key
+            .as_ref()
+            .map_or_else(Vec::new, |key| vec![injector(&secret::name(key)), codec()]),
         ..Default::default()
     }
 }

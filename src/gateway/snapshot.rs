@@ -140,7 +140,10 @@ impl Snapshot {
 
     /// Those of `kind`, by name.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = (&str, &Arc<Resource>)> {
-        self.resources.iter().filter(move |(key, _)| key.kind == kind).map(|(key, resource)| (key.name.as_str(), resource))
+        self.resources
+            .iter()
+            .filter(move |(key, _)| key.kind == kind)
+            .map(|(key, resource)| (key.name.as_str(), resource))
     }
 
     /// One of them.

@@ -73,8 +73,11 @@ impl Stream {
         if first {
             // An empty first subscription is xDS's old way to write "*".
             subscription.wildcard = request.resource_names_subscribe.is_empty();
-            subscription.acknowledged =
-                request.initial_resource_versions.into_iter().map(|(name, version)| (name, Version(version))).collect();
+            subscription.acknowledged = request
+                .initial_resource_versions
+                .into_iter()
+                .map(|(name, version)| (name, Version(version)))
+                .collect();
         }
         for name in request.resource_names_subscribe {
             if name == WILDCARD {
@@ -143,8 +146,10 @@ impl Stream {
         let mut held = Held::default();
         for (&kind, subscription) in &self.subscriptions {
             let key = |name: &String| ResourceKey { kind, name: name.clone() };
-            held.acknowledged.extend(subscription.acknowledged.iter().map(|(name, version)| (key(name), version.clone())));
-            held.rejected.extend(subscription.rejected.iter().map(|(name, rejected)| (key(name), rejected.clone())));
+            held.acknowledged
+                .extend(subscription.acknowledged.iter().map(|(name, version)| (key(name), version.clone())));
+            held.rejected
+                .extend(subscription.rejected.iter().map(|(name, rejected)| (key(name), rejected.clone())));
         }
         held
     }

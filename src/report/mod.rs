@@ -129,7 +129,8 @@ impl Printer {
     /// What changed since the last report, as text; empty if nothing did.
     pub fn news(&mut self, report: &Report) -> String {
         let key = |row: &Row| (row.budget.clone(), row.limit.clone());
-        let changed: Vec<&Row> = report.table.iter().filter(|row| self.shown.get(&key(row)) != Some(*row)).collect();
+        let changed: Vec<&Row> =
+            report.table.iter().filter(|row| self.shown.get(&key(row)) != Some(*row)).collect();
         let mut text = String::new();
         if !changed.is_empty() {
             let head = changed.iter().take(MAX_ROWS).map(|row| (*row).clone()).collect::<Vec<_>>();

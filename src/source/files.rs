@@ -44,7 +44,8 @@ impl Source for Files {
     async fn run(self, into: mpsc::Sender<Batch>) -> anyhow::Result<()> {
         let directory = std::path::absolute(&self.directory)?;
         let shown = self.directory.display();
-        std::fs::read_dir(&directory).with_context(|| format!("--manifests {shown} can't be read; give a directory"))?;
+        std::fs::read_dir(&directory)
+            .with_context(|| format!("--manifests {shown} can't be read; give a directory"))?;
         let mut watch = Watch::new(&directory);
         let mut scanner = Scanner { shown: self.directory, directory, ..Scanner::default() };
         loop {
@@ -91,13 +92,16 @@ impl Scanner {
         let mut unreadable = None;
         match watch::files_below(&self.directory) {
             Ok(files) => {
-                let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !files.contains_key(*path)).cloned().collect();
+                let gone: Vec<PathBuf> =
+                    self.seen.keys().filter(|path| !files.contains_key(*path)).cloned().collect();
                 for path in gone {
                     self.seen.remove(&path);
                     self.catalogue.lose(&path, now);
                 }
                 for (path, print) in files {
-                    if self.seen.get(&path) == Some(&print) || (busy.contains(&path) && self.reported.is_some()) {
+                    if self.seen.get(&path) == Some(&print)
+                        || (busy.contains(&path) && self.reported.is_some())
+                    {
                         continue;
                     }
                     batch.extend(self.catalogue.take(&path, &self.show(&path), load(&path), now));
@@ -199,7 +203,10 @@ impl Catalogue {
                 }
             };
             if !present.insert(id.clone()) {
-                fault(entry.line, "stands twice in this file; the first one counts, remove the other".to_owned());
+                fault(
+                    entry.line,
+                    "stands twice in this file; the first one counts, remove the other".to_owned(),
+                );
                 continue;
             }
             if let Some(owner) = self.owners.get(&id)
@@ -251,7 +258,8 @@ impl Catalogue {
     /// Forgets what has been missing long enough.
     fn bury(&mut self, now: Instant) -> Vec<ObjectId> {
         let due = |since: &Instant| now.saturating_duration_since(*since) >= GRACE;
-        let dead: Vec<ObjectId> = self.missing.iter().filter(|(_, since)| due(since)).map(|(id, _)| id.clone()).collect();
+        let dead: Vec<ObjectId> =
+            self.missing.iter().filter(|(_, since)| due(since)).map(|(id, _)| id.clone()).collect();
         for id in &dead {
             self.missing.remove(id);
             self.owners.remove(id);
@@ -344,7 +352,8 @@ mod tests {
     fn nothing_is_deleted_while_its_file_has_something_wrong() {
         let mut world = World::new();
         world.put("f", &namespaces(&["a", "b"]));
-        let changed = world.put("f", &format!("{}kind: Namespce\nmetadata: {{name: b}}\n", namespaces(&["a", "c"])));
+        let changed =
+            world.put("f", &format!("{}kind: Namespce\nmetadata: {{name: b}}\n", namespaces(&["a", "c"])));
         assert_eq!(changed, ["c"], "a good document isn't held up by a bad one");
         assert!(world.after(GRACE * 2).is_empty());
         assert_eq!(world.catalogue.faults().count(), 1);

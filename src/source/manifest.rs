@@ -46,7 +46,11 @@ fn documents(text: &str) -> Vec<(usize, &str)> {
         if marker && line[3..].chars().next().is_none_or(char::is_whitespace) {
             documents.push((begin.0, &text[begin.1..offset]));
             // What stands behind `---` on its own line belongs to the document.
-            begin = if line[3..].trim().is_empty() { (index + 2, offset + line.len()) } else { (index + 1, offset + 3) };
+            begin = if line[3..].trim().is_empty() {
+                (index + 2, offset + line.len())
+            } else {
+                (index + 1, offset + 3)
+            };
         }
         offset += line.len();
     }
@@ -107,7 +111,10 @@ fn entry(line: usize, value: &Value) -> Entry {
             line,
             id: identify(value),
             content,
-            object: Err(problems.into_iter().map(|problem| Wrong { line, message: problem.message }).collect()),
+            object: Err(problems
+                .into_iter()
+                .map(|problem| Wrong { line, message: problem.message })
+                .collect()),
         },
     }
 }
@@ -125,14 +132,16 @@ fn identify(value: &Value) -> Option<ObjectId> {
 fn guess(document: &str) -> Option<ObjectId> {
     let field = |key: &str| {
         document.lines().find_map(|line| {
-            let value = line.trim_start().strip_prefix(key)?.strip_prefix(':')?.trim().trim_matches(['"', '\'']);
+            let value =
+                line.trim_start().strip_prefix(key)?.strip_prefix(':')?.trim().trim_matches(['"', '\'']);
             let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
             (!value.is_empty() && value.len() <= 253 && value.chars().all(plain)).then(|| value.to_owned())
         })
     };
     let inline = |key: &str| {
         let line = document.lines().find(|line| line.starts_with("metadata:"))?;
-        let value = line.split([',', '{', '}']).find_map(|part| part.trim().strip_prefix(key)?.strip_prefix(':'))?;
+        let value =
+            line.split([',', '{', '}']).find_map(|part| part.trim().strip_prefix(key)?.strip_prefix(':'))?;
         Some(value.trim().trim_matches(['"', '\'']).to_owned()).filter(|value| !value.is_empty())
     };
     Some(ObjectId {
@@ -207,9 +216,12 @@ mod tests {
 
     #[test]
     fn a_secret_that_is_no_yaml_is_not_printed() {
-        let entries = read("kind: Secret\nmetadata: {name: openai, namespace: p}\nstringData: {k: \"sk-very-secret\n");
+        let entries =
+            read("kind: Secret\nmetadata: {name: openai, namespace: p}\nstringData: {k: \"sk-very-secret\n");
         assert!(!format!("{entries:?}").contains("sk-very-secret"));
-        let entries = read("apiVersion: v1\nkind: Secret\nmetadata: {name: openai, namespace: p}\ndata: sk-very-secret\n");
+        let entries = read(
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: openai, namespace: p}\ndata: sk-very-secret\n",
+        );
         assert!(entries[0].object.is_err());
         assert!(!format!("{entries:?}").contains("sk-very-secret"));
     }

@@ -1,0 +1,281 @@
+//! The operator as a process, on files: what it serves, how it takes changes and bad input, how it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use plimsoll_sim::harness::{self, Process, http};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const OBJECTS: &str = r#"
+apiVersion: v1
+kind: Secret
+metadata: {name: openai, namespace: plimsoll-system}
+stringData: {api-key: sk-very-secret}
+---
+apiVersion: plimsoll.dev/v1alpha1
+kind: ModelBackend
+metadata: {name: openai, namespace: plimsoll-system}
+spec:
+  provider: {api: OpenAI, baseURL: "https://api.openai.com/v1", apiKeySecretRef: {name: openai, key: api-key}}
+  models: [{name: m, contextTokens: 1000, maxOutputTokens: 100, price: {inputPerMillion: 1, outputPerMillion: 2}}]
+"#;
+
+fn budget(name: &str, amount: &str) -> String {
+    format!(
+        "apiVersion: plimsoll.dev/v1alpha1\nkind: AIBudget\nmetadata: {{name: {name}, namespace: finance}}\n\
+         spec: {{limits: [{{name: month, amount: {amount}}}]}}\n---\n"
+    )
+}
+
+struct Operator {
+    process: Process,
+    http: u16,
+    grpc: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Operator {
+    fn start(manifests: &[(&str, &str)], settings: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let policy = directory.path().join("policy");
+        std::fs::create_dir(&policy).unwrap();
+        for (name, text) in manifests {
+            std::fs::write(policy.join(name), text).unwrap();
+        }
+        let [http, grpc] = std::array::from_fn(|_| harness::free_port().unwrap());
+        let config = format!(
+            "ledger: {{sqlite: {{path: {}/ledger.db}}}}\n\
+             listen: {{grpc: \"127.0.0.1:{grpc}\", http: \"127.0.0.1:{http}\"}}\n{settings}",
+            directory.path().display()
+        );
+        std::fs::write(directory.path().join("plimsoll.yaml"), config).unwrap();
+        let process = spawn(directory.path());
+        let mut operator = Self { process, http, grpc, directory };
+        operator.ready();
+        operator
+    }
+
+    fn ready(&mut self) {
+        let http = self.http;
+        let ready = || match http::get(("127.0.0.1", http), "/readyz") {
+            Ok(page) if page.status == 200 => Ok(()),
+            Ok(page) => Err(page.body),
+            Err(error) => Err(error.to_string()),
+        };
+        self.process.wait_ready("the operator's readiness", PATIENCE, ready).unwrap();
+    }
+
+    fn get(&self, path: &str) -> String {
+        let page = http::get(("127.0.0.1", self.http), path).unwrap();
+        assert_eq!(page.status, 200, "{path}: {}", page.body);
+        page.body
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.get("/status")).unwrap()
+    }
+
+    fn policy(&self, file: &str) -> PathBuf {
+        self.directory.path().join("policy").join(file)
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let begin = Instant::now();
+        loop {
+            let status = self.status();
+            if holds(&status) {
+                return status;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}; status: {status:#}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.process.log()).unwrap()
+    }
+}
+
+fn spawn(directory: &Path) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    command.current_dir(directory).args(["operator", "--config", "plimsoll.yaml", "--manifests", "policy"]);
+    Process::spawn("operator", command, &directory.join("operator.log")).unwrap()
+}
+
+fn amount(status: &Value, budget: &str) -> Option<String> {
+    let budget = &status["budgets"][format!("finance/{budget}")];
+    budget["limits"][0]["amount"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn changes_are_taken_while_it_runs_and_bad_ones_leave_the_last_good_state() {
+    let both = budget("a", "500") + &budget("b", "7");
+    let operator =
+        Operator::start(&[("budgets.yaml", &both), ("objects.yaml", OBJECTS)], "plainText: true\n");
+    let status = operator.until("both budgets", |status| amount(status, "b").is_some());
+    assert_eq!(amount(&status, "a").unwrap(), "500.00");
+    assert!(operator.get("/status?format=table").contains("finance/a"));
+
+    // A changed one.
+    std::fs::write(operator.policy("budgets.yaml"), budget("a", "600") + &budget("b", "7")).unwrap();
+    operator.until("the new amount", |status| amount(status, "a").as_deref() == Some("600.00"));
+
+    // A bad one beside a good change: reported by line and object; its last good state stays.
+    std::fs::write(operator.policy("budgets.yaml"), budget("a", "-1") + &budget("b", "8")).unwrap();
+    let status = operator.until("the fault", |status| status["faults"][0].is_object());
+    let fault = &status["faults"][0];
+    assert_eq!(fault["object"], "AIBudget finance/a");
+    assert_eq!(fault["place"], "policy/budgets.yaml:1");
+    assert!(fault["message"].as_str().unwrap().contains("spec.limits[0].amount"), "{fault}");
+    let status = operator.until("the good one", |status| amount(status, "b").as_deref() == Some("8.00"));
+    assert_eq!(amount(&status, "a").unwrap(), "600.00");
+
+    // No YAML at all, and then a file that is being written.
+    std::fs::write(operator.policy("budgets.yaml"), "spec: {limits: [").unwrap();
+    operator.until("no YAML", |status| {
+        status["faults"][0]["message"].as_str().is_some_and(|message| message.contains("not YAML"))
+    });
+    let whole = budget("a", "900") + &budget("b", "9");
+    let mut file = std::fs::File::create(operator.policy("budgets.yaml")).unwrap();
+    for part in whole.as_bytes().chunks(40) {
+        std::io::Write::write_all(&mut file, part).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(amount(&operator.status(), "b").is_some(), "a half-written file deletes nothing");
+    }
+    drop(file);
+    operator.until("the whole file", |status| amount(status, "b").as_deref() == Some("9.00"));
+    operator.until("no faults", |status| status["faults"].as_array().unwrap().is_empty());
+
+    // Renamed into place, as editors and ConfigMaps do; then deleted.
+    std::fs::write(operator.policy(".new"), budget("a", "1000") + &budget("b", "9")).unwrap();
+    std::fs::rename(operator.policy(".new"), operator.policy("budgets.yaml")).unwrap();
+    operator.until("the renamed file", |status| amount(status, "a").as_deref() == Some("1000.00"));
+    std::fs::remove_file(operator.policy("budgets.yaml")).unwrap();
+    operator.until("the deletion", |status| status["budgets"].as_object().unwrap().is_empty());
+    assert!(
+        !operator.log().contains("sk-very-secret") && !operator.get("/status").contains("sk-very-secret")
+    );
+}
+
+#[test]
+fn a_mounted_config_map_is_followed_through_its_links() {
+    use std::os::unix::fs::symlink;
+    let operator = Operator::start(&[], "plainText: true\n");
+    let mount = operator.directory.path().join("policy");
+    let write = |revision: &str, amount: &str| {
+        std::fs::create_dir(mount.join(revision)).unwrap();
+        std::fs::write(mount.join(revision).join("a.yaml"), budget("a", amount)).unwrap();
+        symlink(revision, mount.join("..tmp")).unwrap();
+        std::fs::rename(mount.join("..tmp"), mount.join("..data")).unwrap();
+    };
+    write("..1", "5");
+    symlink("..data/a.yaml", mount.join("a.yaml")).unwrap();
+    operator.until("the first revision", |status| amount(status, "a").as_deref() == Some("5.00"));
+    write("..2", "6");
+    std::fs::remove_dir_all(mount.join("..1")).unwrap();
+    operator.until("the second revision", |status| amount(status, "a").as_deref() == Some("6.00"));
+}
+
+#[test]
+fn settings_are_taken_while_it_runs_and_bad_ones_are_reported() {
+    let all = budget("a", "5");
+    let operator = Operator::start(&[("a.yaml", &all)], "plainText: true\n");
+    let file = operator.directory.path().join("plimsoll.yaml");
+    let before = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{before}mode: Observe\n")).unwrap();
+    operator.until("observing", |status| status["table"][0]["enforced"] == "observe");
+    std::fs::write(&file, format!("{before}mode: Obey\n")).unwrap();
+    let status = operator.until("the fault", |status| status["faults"][0].is_object());
+    let message = status["faults"][0]["message"].as_str().unwrap();
+    assert!(message.contains("Obey") && message.contains("last good settings stay"), "{message}");
+    assert_eq!(status["table"][0]["enforced"], "observe");
+    std::fs::write(&file, format!("{before}rideThrough: 5m\n")).unwrap();
+    let status = operator.until("what needs a restart", |status| {
+        status["faults"][0]["message"].as_str().is_some_and(|message| message.contains("rideThrough"))
+    });
+    assert_eq!(status["table"][0]["enforced"], "0/0");
+}
+
+#[test]
+fn it_ends_at_once_when_told_and_starts_again_with_its_ledger() {
+    let all = budget("a", "5");
+    let mut operator = Operator::start(&[("a.yaml", &all)], "plainText: true\n");
+    assert!(operator.get("/metrics").contains("plimsoll_ledger_commits_total"));
+    assert_eq!(operator.get("/healthz"), "ok\n");
+    let begin = Instant::now();
+    let ended = operator.process.terminate(PATIENCE).unwrap();
+    assert!(ended.success(), "{ended}: {}", operator.log());
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    operator.process = spawn(operator.directory.path());
+    operator.ready();
+    operator.process.kill();
+    operator.process = spawn(operator.directory.path());
+    operator.ready();
+    operator.until("the budget", |status| amount(status, "a").is_some());
+}
+
+#[test]
+fn what_makes_a_start_impossible_is_said_with_its_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |config: &str, manifests: &str| {
+        std::fs::write(directory.path().join("plimsoll.yaml"), config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.current_dir(directory.path());
+        command.args(["operator", "--config", "plimsoll.yaml", "--manifests", manifests]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = harness::free_port().unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let ledger = "ledger: {sqlite: {path: ledger.db}}\n";
+    assert!(run(ledger, ".").contains("plimsoll.yaml: tls is missing; give ca, cert and key"));
+    assert!(run(&format!("{ledger}plaintext: true\n"), ".").contains("plimsoll.yaml:2: unknown field"));
+    let listen = format!("{ledger}plainText: true\nlisten: {{http: \"127.0.0.1:{port}\"}}\n");
+    assert!(run(&listen, ".").contains("set listen.http to a free address"));
+    let grpc = harness::free_port().unwrap();
+    let listen = format!(
+        "{ledger}plainText: true\nlisten: {{http: \"127.0.0.1:{free}\", grpc: \"127.0.0.1:{grpc}\"}}\n"
+    );
+    assert!(run(&listen, "missing").contains("--manifests missing can't be read; give a directory"));
+    let tls =
+        format!("{listen}tls: {{ca: no.pem, cert: no.pem, key: no.pem}}\n").replace("plainText: true\n", "");
+    assert!(run(&tls, ".").contains("no.pem can't be read"));
+}
+
+#[test]
+fn whoever_has_no_certificate_gets_neither_keys_nor_slices() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = harness::certs::Authority::new(directory.path()).unwrap();
+    let own = authority.issue("operator", &["127.0.0.1", "localhost"]).unwrap();
+    let tls = format!(
+        "tls: {{ca: {}, cert: {}, key: {}}}\n",
+        directory.path().join("ca.pem").display(),
+        own.cert.display(),
+        own.key.display()
+    );
+    let operator = Operator::start(&[("objects.yaml", OBJECTS)], &tls);
+    // HTTP/2's preface in plain text is answered by nothing but the end of the connection.
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", operator.grpc)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::io::Write::write_all(&mut stream, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut answer = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
+    assert!(answer.len() < 16, "{answer:?}");
+}
+
+#[test]
+fn manifests_are_checked_without_an_operator() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("budgets.yaml");
+    std::fs::write(&file, budget("a", "5") + &budget("b", "five")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_plimsoll")).arg("validate").arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("budgets.yaml:6: AIBudget finance/b: spec.limits[0].amount"), "{text}");
+    assert!(text.ends_with("1 good, 1 bad\n"), "{text}");
+}
