@@ -99,6 +99,11 @@ static BUDGET: OnceLock<Kind> = OnceLock::new();
 static ROUTE: OnceLock<Kind> = OnceLock::new();
 static BACKEND: OnceLock<Kind> = OnceLock::new();
 
+thread_local! {
+    /// All functions of CEL; made once, because making it takes longer than using it.
+    static VALIDATOR: Validator = Validator::new();
+}
+
 impl Kind {
     fn new(crd: &CustomResourceDefinition) -> Self {
         let schema =
@@ -130,7 +135,7 @@ fn custom<K: DeserializeOwned + CustomResourceExt>(
     if !faults.is_empty() {
         return Err(faults);
     }
-    let broken = Validator::new().validate_compiled(&kind.rules, &value, None).err();
+    let broken = VALIDATOR.with(|validator| validator.validate_compiled(&kind.rules, &value, None)).err();
     for error in broken.map(|errors| errors.into_vec()).unwrap_or_default() {
         let message = match error.kind {
             ErrorKind::ValidationFailure => error.message,

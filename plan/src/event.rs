@@ -60,7 +60,7 @@ fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus) -> Vec<Event> {
     let blocked = |limit: &LimitStatus| limit.stages.iter().any(|stage| stage.action == Action::Block);
     if old.is_some_and(blocked) && !blocked(new) {
         let why = if same_window.is_some() { "there is room again" } else { "a new window began" };
-        let message = format!("limit {name}: calls pass again, {why}");
+        let message = format!("limit {name}: no longer blocked, {why}");
         events.push(Event { kind: EventKind::Normal, reason: "Recovered", message });
     }
     events

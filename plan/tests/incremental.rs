@@ -217,7 +217,9 @@ fn one_changed_budget_among_ten_thousand_is_planned_in_milliseconds() {
         let spec = json!({"match": {"features": [name]}, "limits": [{"name": "month", "amount": amount}]});
         support::object(&manifest("AIBudget", &namespace, &name, spec))
     };
+    let started = std::time::Instant::now();
     let objects: Vec<Object> = (0..10_000).map(|number| budget(number, 5)).collect();
+    println!("10,000 budgets checked in {:?}", started.elapsed());
     let mut planner = support::planner(Settings::default(), objects);
     let started = std::time::Instant::now();
     planner.replan(UnixMs(1_790_000_000_000));

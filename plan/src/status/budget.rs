@@ -129,6 +129,9 @@ fn percent(used: Amount, amount: Amount) -> String {
 }
 
 fn within(limits: &[Standing]) -> Draft {
+    if limits.is_empty() {
+        return Draft::new("WithinBudget", true, "NotInForce", "no limit is in force; see Stalled");
+    }
     let blocked: Vec<&Standing> = limits.iter().filter(|standing| standing.blocked.is_some()).collect();
     let Some(first) = blocked.first() else {
         return Draft::new("WithinBudget", true, "WithinBudget", "every limit has room");
@@ -138,8 +141,11 @@ fn within(limits: &[Standing]) -> Draft {
         Enforcement::Enforce => "calls are refused",
         Enforcement::Observe => "calls pass (enforcement: Observe)",
     };
-    let reason = if blocked.iter().any(|standing| standing.overrun) { "Overrun" } else { "BudgetExceeded" };
-    Draft::new("WithinBudget", false, reason, format!("{what}; {effect}"))
+    if blocked.iter().any(|standing| standing.overrun && standing.enforcement == Enforcement::Enforce) {
+        let message = format!("{what}; {effect}. A call cost more than its reserve, or the amount fell.");
+        return Draft::new("WithinBudget", false, "Overrun", message);
+    }
+    Draft::new("WithinBudget", false, "BudgetExceeded", format!("{what}; {effect}"))
 }
 
 fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: &Applied) -> Draft {

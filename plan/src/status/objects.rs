@@ -42,7 +42,7 @@ pub fn backend(
 ) -> ModelBackendStatus {
     let absent = BackendPlan::default();
     let this = plan.backends.get(name).unwrap_or(&absent);
-    let BackendPlan { problems, unresolved, allowed, models: _, unpriced, clusters } = this;
+    let BackendPlan { problems, unresolved, allowed, models: _, unpriced: _, clusters } = this;
     let key = PolicyKey::Backend(name.clone());
     let rollout = Rollout::of(applied, |gateway| {
         for cluster in clusters {
@@ -59,6 +59,14 @@ pub fn backend(
     let mut drafts = references(problems, unresolved, &[]);
     drafts.push(programmed(plan.policy.contains_key(&key), &rollout));
     let kept = allowed.is_some();
+    // Of what is written, not of what is in force: it may be wrong in another way.
+    let unpriced: Vec<&str> = backend
+        .spec
+        .models
+        .iter()
+        .filter(|model| model.price.is_none())
+        .map(|model| model.name.as_str())
+        .collect();
     drafts.push(match unpriced.first() {
         None => Draft::new("PriceKnown", true, "PriceKnown", "every model has a price"),
         Some(model) => {
