@@ -11,6 +11,7 @@ use crate::config::{Config, ConfigError};
 use crate::gateway::{Discovery, ResourceKey, Snapshot, cluster, secret};
 use crate::http::Health;
 use crate::ledger::LedgerHandle;
+use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::{Batch, Change, Fault};
 use plimsoll_core::ids::UnixMs;
@@ -52,6 +53,8 @@ pub struct Parts<K> {
     pub latest: watch::Sender<Arc<Report>>,
     /// Liveness and readiness.
     pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Makes versions of secrets tell nothing about them.
     pub salt: [u8; 16],
 }
@@ -215,9 +218,8 @@ impl<K: Sink> Controller<K> {
 
     /// Plans and puts into force.
     async fn apply(&mut self) {
-        let now = self.parts.ledger.now();
-        let delta = self.planner.replan(now);
         let at = Instant::now();
+        let delta = self.planner.replan(self.parts.ledger.now());
         let buried = self.lingering.len();
         self.lingering.retain(|_, (_, until)| *until > at);
         if delta.clusters || buried != self.lingering.len() {
@@ -237,12 +239,17 @@ impl<K: Sink> Controller<K> {
                 limits = delta.limits,
                 "policy changes"
             );
+            self.parts.metrics.published.inc_by(u64::try_from(changed.len() + removed.len()).unwrap_or(0));
             if delta.limits {
                 let limits = self.planner.plan().limits.clone();
                 self.parts.ledger.publish(limits, changed, removed).await;
             } else {
                 self.parts.ledger.hub().publish(changed, removed);
             }
+        }
+        if !delta.objects.is_empty() {
+            self.parts.metrics.plans.inc();
+            self.parts.metrics.apply_seconds.observe(at.elapsed().as_secs_f64());
         }
         self.stale |= delta.clusters || delta.limits || !delta.objects.is_empty();
     }
@@ -301,6 +308,8 @@ impl<K: Sink> Controller<K> {
         self.stale = false;
         self.reported = Some(now);
         let report = self.make_report(self.parts.ledger.now());
+        self.parts.metrics.observe(&report);
+        self.parts.metrics.report_seconds.observe(now.elapsed().as_secs_f64());
         let report = Arc::new(report);
         self.parts.sink.put(&report);
         self.parts.latest.send_replace(Arc::clone(&report));

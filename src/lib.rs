@@ -8,6 +8,7 @@ pub mod controller;
 pub mod gateway;
 pub mod http;
 pub mod ledger;
+pub mod metrics;
 pub mod operator;
 pub mod report;
 pub mod source;

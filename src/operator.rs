@@ -5,6 +5,7 @@ use crate::controller::{self, Inputs, Parts};
 use crate::gateway::Discovery;
 use crate::http::{self, Health, Pages};
 use crate::ledger::{self, ServerSettings, SqliteStore};
+use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::Source;
 use anyhow::{Context, anyhow};
@@ -69,11 +70,12 @@ where
             let _ = stopped.wait_for(|stopped| *stopped).await;
         }
     };
+    let metrics = Metrics::default();
     let pages = Pages {
         health: Arc::clone(&health),
         report: latest.subscribe(),
         ledger: ledger.state(),
-        metrics: Arc::new(registry(&ledger)),
+        metrics: Arc::new(registry(&ledger, &metrics)),
     };
     let http_address = http_listener.local_addr()?;
     let http_server = tokio::spawn(
@@ -92,6 +94,7 @@ where
         sink,
         latest,
         health,
+        metrics,
         salt: salt()?,
     };
     let mut controller = tokio::spawn(controller::run(parts, Inputs { batches, configs }, stopped.clone()));
@@ -124,9 +127,10 @@ where
     Ok(tokio::time::timeout(END_WITHIN, server).await.context("not within 5 s")???)
 }
 
-fn registry(ledger: &ledger::LedgerHandle) -> Registry {
+fn registry(ledger: &ledger::LedgerHandle, metrics: &Metrics) -> Registry {
     let mut registry = Registry::default();
     ledger.metrics().register(&mut registry);
+    metrics.register(&mut registry);
     let build = Gauge::<i64>::default();
     build.set(1);
     let version = ("version".into(), env!("CARGO_PKG_VERSION").into());

@@ -203,7 +203,10 @@ fn settings_are_taken_while_it_runs_and_bad_ones_are_reported() {
 fn it_ends_at_once_when_told_and_starts_again_with_its_ledger() {
     let all = budget("a", "5");
     let mut operator = Operator::start(&[("a.yaml", &all)], "plainText: true\n");
-    assert!(operator.get("/metrics").contains("plimsoll_ledger_commits_total"));
+    operator.until("the budget", |status| amount(status, "a").is_some());
+    let metrics = operator.get("/metrics");
+    assert!(metrics.contains("plimsoll_ledger_commits_total"), "{metrics}");
+    assert!(metrics.contains("plimsoll_operator_objects{kind=\"AIBudget\"} 1"), "{metrics}");
     assert_eq!(operator.get("/healthz"), "ok\n");
     let begin = Instant::now();
     let ended = operator.process.terminate(PATIENCE).unwrap();

@@ -4,6 +4,9 @@ use super::Row;
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::UnixMs;
 
+/// The widest line, in characters.
+const SCREEN: usize = 100;
+
 /// `rows` as an aligned table; `now` tells when windows end.
 #[must_use]
 pub fn render(rows: &[Row], now: UnixMs) -> String {
@@ -14,8 +17,8 @@ pub fn render(rows: &[Row], now: UnixMs) -> String {
             Unit::Tokens | Unit::Requests => format!("{} ({})", row.limit, row.unit.as_str()),
         };
         [
-            cut(&row.budget, 36),
-            cut(&limit, 24),
+            row.budget.clone(),
+            limit,
             row.used.clone(),
             row.of.clone(),
             format!("{} %", row.percent),
@@ -24,9 +27,17 @@ pub fn render(rows: &[Row], now: UnixMs) -> String {
             row.enforced.clone(),
         ]
     });
-    let lines: Vec<[String; 8]> = std::iter::once(head).chain(cells).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let mut lines: Vec<[String; 8]> = std::iter::once(head).chain(cells).collect();
+    let width = |lines: &[[String; 8]], column: usize| {
+        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
+    };
+    // Names give way, numbers never do.
+    for (column, least) in [(0, 20), (1, 10)] {
+        let all: usize = (0..8).map(|column| width(&lines, column)).sum::<usize>() + 2 * 7;
+        let most = width(&lines, column).saturating_sub(all.saturating_sub(SCREEN)).max(least);
+        lines.iter_mut().for_each(|line| line[column] = cut(&line[column], most));
+    }
+    let widths: [usize; 8] = std::array::from_fn(|column| width(&lines, column));
     let mut text = String::new();
     for line in &lines {
         let mut row = String::new();
@@ -94,7 +105,8 @@ finance/invoices  month           4512.38  5000.00  90.2 %        6 d  Notify   
 a/b               month (Tokens)        7   120000   0.0 %      never           observe
 ";
         assert_eq!(render(&[blocked, total], UnixMs(0)), expected);
-        let long = row(&"n".repeat(120), Unit::Usd, "1000000.00", "1000000.00", "100.0");
+        let mut long = row(&"n".repeat(120), Unit::Requests, "1000000000", "1000000000", "100.0");
+        long.limit = "l".repeat(40);
         assert!(render(&[long], UnixMs(0)).lines().all(|line| line.chars().count() <= 100));
     }
 

@@ -9,7 +9,8 @@ use super::watch::{self, Watch};
 use super::{Batch, Change, Fault, Source};
 use anyhow::Context;
 use plimsoll_api::{Object, ObjectId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -162,6 +163,8 @@ struct Catalogue {
 #[derive(Debug, Default)]
 struct File {
     faults: Vec<Fault>,
+    /// Documents without fault, by the hash of their text: what is in them.
+    documents: HashMap<u64, Vec<(ObjectId, u64)>>,
     /// Objects in it that another file had first.
     doubles: BTreeSet<ObjectId>,
 }
@@ -180,14 +183,29 @@ impl Catalogue {
         let mut present = BTreeSet::new();
         let mut changes = Vec::new();
         let mut torn = false;
-        let entries = match text {
-            Ok(text) => manifest::read(&text),
-            Err(message) => {
-                torn = true;
-                file.faults.push(Fault { place: shown.to_owned(), object: None, message });
-                vec![]
+        let text = text.unwrap_or_else(|message| {
+            torn = true;
+            file.faults.push(Fault { place: shown.to_owned(), object: None, message });
+            String::new()
+        });
+        let before = self.files.remove(path).unwrap_or_default();
+        let mut entries = Vec::new();
+        for document in manifest::documents(&text) {
+            let hash = hash(document.text);
+            // One changed budget in a file of 10,000 must not cost reading them all.
+            if let Some(known) = before.documents.get(&hash).filter(|known| self.has(path, known, &present)) {
+                present.extend(known.iter().map(|(id, _)| id.clone()));
+                file.documents.insert(hash, known.clone());
+                continue;
             }
-        };
+            let read = document.read();
+            let good = |entry: &manifest::Entry| entry.object.is_ok().then(|| entry.id.clone()).flatten();
+            let good: Option<Vec<_>> = read.iter().map(|entry| Some((good(entry)?, entry.content))).collect();
+            if let Some(good) = good {
+                file.documents.insert(hash, good);
+            }
+            entries.extend(read);
+        }
         for entry in entries {
             let name = entry.id.as_ref().map(ObjectId::to_string);
             let mut fault = |line: usize, message: String| {
@@ -236,6 +254,15 @@ impl Catalogue {
         changes
     }
 
+    /// Whether all of `known` was told, is in `path`, and did not stand there already.
+    fn has(&self, path: &Path, known: &[(ObjectId, u64)], present: &BTreeSet<ObjectId>) -> bool {
+        known.iter().all(|(id, content)| {
+            let told =
+                self.owners.get(id).is_some_and(|owner| owner.file == path && owner.content == *content);
+            told && !self.missing.contains_key(id) && !present.contains(id)
+        })
+    }
+
     /// `path` is no more.
     fn lose(&mut self, path: &Path, now: Instant) {
         self.files.remove(path);
@@ -274,6 +301,12 @@ impl Catalogue {
     fn faults(&self) -> impl Iterator<Item = Fault> {
         self.files.values().flat_map(|file| file.faults.iter().cloned())
     }
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// As an API server counts: statuses say which generation they are about.

@@ -33,18 +33,36 @@ pub struct Wrong {
 /// Every object in `text`, in order.
 #[must_use]
 pub fn read(text: &str) -> Vec<Entry> {
-    documents(text).into_iter().flat_map(|(line, document)| objects(line, document)).collect()
+    documents(text).iter().flat_map(Document::read).collect()
+}
+
+/// A part of a file that stands alone, not read yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Document<'a> {
+    /// The line on which it begins, from 1.
+    pub line: usize,
+    /// Its text.
+    pub text: &'a str,
+}
+
+impl Document<'_> {
+    /// Its objects: one, or those of a List.
+    #[must_use]
+    pub fn read(&self) -> Vec<Entry> {
+        objects(self.line, self.text)
+    }
 }
 
 /// Cuts at the lines that YAML calls document markers; no scalar can contain one.
-fn documents(text: &str) -> Vec<(usize, &str)> {
+#[must_use]
+pub fn documents(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut begin = (1, 0);
     let mut offset = 0;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let marker = line.starts_with("---") || line.starts_with("...");
         if marker && line[3..].chars().next().is_none_or(char::is_whitespace) {
-            documents.push((begin.0, &text[begin.1..offset]));
+            documents.push(Document { line: begin.0, text: &text[begin.1..offset] });
             // What stands behind `---` on its own line belongs to the document.
             begin = if line[3..].trim().is_empty() {
                 (index + 2, offset + line.len())
@@ -54,14 +72,14 @@ fn documents(text: &str) -> Vec<(usize, &str)> {
         }
         offset += line.len();
     }
-    documents.push((begin.0, &text[begin.1..]));
+    documents.push(Document { line: begin.0, text: &text[begin.1..] });
     let empty = |document: &str| {
         document.lines().all(|line| {
             let line = line.trim_start();
             line.is_empty() || line.starts_with('#') || line.starts_with('%')
         })
     };
-    documents.retain(|(_, document)| !empty(document));
+    documents.retain(|document| !empty(document.text));
     documents
 }
 
