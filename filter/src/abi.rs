@@ -77,8 +77,8 @@ macro_rules! callbacks {
                         return Err(concat!("envoy_dynamic_module_callback_", stringify!($name)));
                     }
                 )*
-                // SAFETY: these are Envoy's functions of these names; their signatures are those of ABI v0.2.0
-                // (facts: abi.h of 1.40), which `tests/envoy.rs` exercises in the real binary.
+                // SAFETY: these are Envoy's functions of these names, with the signatures of its abi.h (v0.2.0);
+                // `tests/envoy.rs` calls every one of them in the real binary.
                 Ok(unsafe { Self { $($name: std::mem::transmute::<
                     *mut c_void, unsafe extern "C" fn($($arg),*) $(-> $ret)?
                 >($name),)* } })
@@ -215,8 +215,9 @@ impl Stream<'_> {
         }
         for Hdr { key, key_len, value, value_len } in found.iter().copied() {
             // SAFETY: Envoy's bytes live until the next change of the headers, which needs `&mut self`.
-            let (key, value) =
-                unsafe { (Buf { ptr: key, len: key_len }.bytes(), Buf { ptr: value, len: value_len }.bytes()) };
+            let (key, value) = unsafe {
+                (Buf { ptr: key, len: key_len }.bytes(), Buf { ptr: value, len: value_len }.bytes())
+            };
             seen(key, value);
         }
     }
@@ -229,7 +230,14 @@ impl Stream<'_> {
         let name = Buf::of(name.as_bytes());
         // SAFETY: the pointers are to locals; the filter is valid during the hook.
         let is = unsafe {
-            (self.envoy.http_get_header)(self.filter, headers.number(), name, &raw mut found, 0, &raw mut count)
+            (self.envoy.http_get_header)(
+                self.filter,
+                headers.number(),
+                name,
+                &raw mut found,
+                0,
+                &raw mut count,
+            )
         };
         // SAFETY: Envoy's bytes live until the next change of the headers, which needs `&mut self`.
         (is && !found.ptr.is_null()).then(|| unsafe { found.bytes() })
@@ -457,7 +465,12 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: 
 /// # Safety
 /// Called by Envoy.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(_: *mut c_void, _: *const c_void, _: u64) {}
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
+    _: *mut c_void,
+    _: *const c_void,
+    _: u64,
+) {
+}
 
 /// # Safety
 /// Called by Envoy.
@@ -549,7 +562,10 @@ response_hook!(envoy_dynamic_module_on_http_filter_response_trailers(), response
 /// # Safety
 /// Called by Envoy.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(_envoy: FilterPtr, module: *const c_void) {
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(
+    _envoy: FilterPtr,
+    module: *const c_void,
+) {
     // SAFETY: Envoy's pointer, valid over the hook.
     if let Some(filter) = unsafe { filter(module) } {
         caught("stream_complete", || filter.end());

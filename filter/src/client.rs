@@ -38,8 +38,9 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<()> {
     let link = Link::new(&shared.config)?;
     let listener = match shared.config.metrics_address {
         Some(address) => {
-            let listener = std::net::TcpListener::bind(address)
-                .map_err(|error| io::Error::new(error.kind(), format!("metricsAddress {address}: {error}")))?;
+            let listener = std::net::TcpListener::bind(address).map_err(|error| {
+                io::Error::new(error.kind(), format!("metricsAddress {address}: {error}"))
+            })?;
             listener.set_nonblocking(true)?;
             Some(listener)
         }
@@ -155,7 +156,9 @@ impl Client {
             match tail.read(ROWS) {
                 Ok(rows) if rows.is_empty() => return,
                 Ok(rows) => {
-                    rows.iter().filter(|row| row.settled_sequence > durable).for_each(|row| self.shared.gateway.replay(row));
+                    rows.iter()
+                        .filter(|row| row.settled_sequence > durable)
+                        .for_each(|row| self.shared.gateway.replay(row));
                 }
                 Err(error) => {
                     // Slices would be too large by what can't be read: nothing more is spent from this epoch.
@@ -170,7 +173,9 @@ impl Client {
         if !self.shared.closing.swap(true, Relaxed) {
             abi::log(
                 Level::Error,
-                &format!("plimsoll: {error}; it proves nothing now: a new epoch begins when calls in flight have ended"),
+                &format!(
+                    "plimsoll: {error}; it proves nothing now: a new epoch begins when calls in flight have ended"
+                ),
             );
         }
     }
@@ -183,7 +188,9 @@ impl Client {
             shared.metrics.policy_rejected.inc();
             abi::log(
                 Level::Warn,
-                &format!("plimsoll: policy object {key} is not understood: {why}; its predecessor stays. Update this gateway."),
+                &format!(
+                    "plimsoll: policy object {key} is not understood: {why}; its predecessor stays. Update this gateway."
+                ),
             );
         }
         if let Some(installation) = snapshot.installation() {

@@ -71,7 +71,10 @@ impl Config {
             return field("operators", "it is empty; name at least one host:port");
         }
         if config.operators.iter().any(|operator| operator.contains("://")) {
-            return field("operators", "write host:port, without a scheme; tls or plainText says how to talk");
+            return field(
+                "operators",
+                "write host:port, without a scheme; tls or plainText says how to talk",
+            );
         }
         match (&config.tls, config.plain_text) {
             (None, false) => field("tls", "it is absent; give ca, cert and key, or set plainText: true"),
@@ -92,8 +95,14 @@ mod tests {
         assert!(read(&format!(r#"{{{base}, "plainText": true}}"#)).is_ok());
         for (text, says) in [
             (format!("{{{base}}}"), "filter_config.tls: it is absent"),
-            (r#"{"gatewayId": "", "logDirectory": "/l", "operators": ["a:1"], "plainText": true}"#.into(), "gatewayId"),
-            (r#"{"gatewayId": "g", "logDirectory": "/l", "operators": [], "plainText": true}"#.into(), "operators"),
+            (
+                r#"{"gatewayId": "", "logDirectory": "/l", "operators": ["a:1"], "plainText": true}"#.into(),
+                "gatewayId",
+            ),
+            (
+                r#"{"gatewayId": "g", "logDirectory": "/l", "operators": [], "plainText": true}"#.into(),
+                "operators",
+            ),
             (format!(r#"{{{base}, "plainText": true, "operator": 1}}"#), "unknown field `operator`"),
         ] {
             let error = read(&text).unwrap_err();

@@ -91,7 +91,7 @@ struct Paused {
 enum Next {
     Continue,
     Wait,
-    Refuse(Box<Refusal>),
+    Refused,
 }
 
 impl Filter {
@@ -102,7 +102,9 @@ impl Filter {
     }
 
     fn take(&self) -> State {
-        self.state.try_borrow_mut().map_or(State::Done, |mut state| std::mem::replace(&mut *state, State::Done))
+        self.state
+            .try_borrow_mut()
+            .map_or(State::Done, |mut state| std::mem::replace(&mut *state, State::Done))
     }
 
     fn put(&self, state: State) {
@@ -118,8 +120,7 @@ impl Filter {
         if end {
             return match self.decide(stream, head, None) {
                 Next::Continue => HeadersStatus::Continue,
-                Next::Wait => HeadersStatus::Stop,
-                Next::Refuse(_) => HeadersStatus::Stop,
+                Next::Wait | Next::Refused => HeadersStatus::Stop,
             };
         }
         match head.content_length {
@@ -135,7 +136,11 @@ impl Filter {
     }
 
     fn observes(&self) -> bool {
-        self.shared.snapshot.load().installation().is_some_and(|installation| installation.mode == Enforcement::Observe)
+        self.shared
+            .snapshot
+            .load()
+            .installation()
+            .is_some_and(|installation| installation.mode == Enforcement::Observe)
     }
 
     fn refuse_large(&self, stream: &mut Stream<'_>, head: &Captured) {
@@ -156,7 +161,7 @@ impl Filter {
         }
         match self.decide(stream, head, Some(Body::Received)) {
             Next::Continue => BodyStatus::Continue,
-            Next::Wait | Next::Refuse(_) => BodyStatus::Stop,
+            Next::Wait | Next::Refused => BodyStatus::Stop,
         }
     }
 
@@ -165,7 +170,7 @@ impl Filter {
         let State::Reading(head) = self.take() else { return HeadersStatus::Continue };
         match self.decide(stream, head, Some(Body::Buffered)) {
             Next::Continue => HeadersStatus::Continue,
-            Next::Wait | Next::Refuse(_) => HeadersStatus::Stop,
+            Next::Wait | Next::Refused => HeadersStatus::Stop,
         }
     }
 
@@ -178,27 +183,29 @@ impl Filter {
             if body.len() > MOST_BODY {
                 drop(body);
                 self.refuse_large(stream, &head);
-                return Next::Wait;
+                return Next::Refused;
             }
             let verdict = match key {
                 Some(key) => session::decide(&snapshot, &head.head(), &body, key),
                 None => Verdict::Refuse(Box::new(Refusal::NotReady)),
             };
             let edited = match &verdict {
-                Verdict::Send(call) if !call.edits.is_empty() => Some(session::apply_edits(&body, &call.edits)),
+                Verdict::Send(call) if !call.edits.is_empty() => {
+                    Some(session::apply_edits(&body, &call.edits))
+                }
                 Verdict::Send(_) | Verdict::Refuse(_) | Verdict::Pass(_) => None,
             };
             (verdict, edited)
         };
-        let next = match verdict {
+        match verdict {
             Verdict::Pass(passage) => {
                 self.shared.metrics.passed.inc();
                 send::direct(stream, &passage);
-                return Next::Continue;
+                Next::Continue
             }
             Verdict::Refuse(refusal) => {
                 self.refuse(stream, &refusal, &head, &Refused::default());
-                return Next::Refuse(refusal);
+                Next::Refused
             }
             Verdict::Send(call) => {
                 // The body is changed before a pause: after it all of it stands in Envoy's buffer.
@@ -207,12 +214,17 @@ impl Filter {
                 }
                 self.reserve(stream, call, head, &snapshot)
             }
-        };
-        next
+        }
     }
 
     /// Takes the reserve, or pauses.
-    fn reserve(&self, stream: &mut Stream<'_>, call: Box<Call>, head: Box<Captured>, snapshot: &Arc<Snapshot>) -> Next {
+    fn reserve(
+        &self,
+        stream: &mut Stream<'_>,
+        call: Box<Call>,
+        head: Box<Captured>,
+        snapshot: &Arc<Snapshot>,
+    ) -> Next {
         use plimsoll_core::gateway::Admission;
         let now = self.shared.clock.now();
         if call.limits.is_empty() {
@@ -227,7 +239,8 @@ impl Filter {
                 self.shared.metrics.paused.inc();
                 let scheduler = stream.scheduler();
                 let gateway = &self.shared.gateway;
-                let id = self.shared.waiters.enter(scheduler, || gateway.pause(&call.limits, &call.reserve, now));
+                let id =
+                    self.shared.waiters.enter(scheduler, || gateway.pause(&call.limits, &call.reserve, now));
                 self.put(State::Paused(Box::new(Paused { id, call, head, since: now })));
                 self.shared.wake.notify_one();
                 Next::Wait
@@ -282,7 +295,11 @@ impl Filter {
             || [&b"no_healthy_upstream"[..], b"cluster_not_found", b"route_not_found", b"maintenance_mode"]
                 .iter()
                 .any(|start| details.starts_with(start));
-        self.local_reply.set(Some(if no_connection { LocalReply::NoConnection } else { LocalReply::Unknown }));
+        self.local_reply.set(Some(if no_connection {
+            LocalReply::NoConnection
+        } else {
+            LocalReply::Unknown
+        }));
     }
 
     fn refuse_call(
@@ -302,7 +319,7 @@ impl Filter {
             paused_at: Some(paused_at),
         };
         self.refuse(stream, &refusal, head, &refused);
-        Next::Refuse(Box::new(refusal))
+        Next::Refused
     }
 
     fn refuse(&self, stream: &mut Stream<'_>, refusal: &Refusal, head: &Captured, refused: &Refused) {
@@ -325,7 +342,12 @@ impl Filter {
             rendered.headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
         headers.push(("x-plimsoll-request-id", head.request_id().as_bytes()));
         self.put(State::Done);
-        stream.send_response(rendered.status, &headers, rendered.body.as_bytes(), &format!("plimsoll_{code}"));
+        stream.send_response(
+            rendered.status,
+            &headers,
+            rendered.body.as_bytes(),
+            &format!("plimsoll_{code}"),
+        );
     }
 
     /// The stream is over, for whatever reason. Called at least once.

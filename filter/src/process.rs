@@ -139,7 +139,9 @@ fn start(config: Config) -> Result<Configured, String> {
     let (log, found) = log::open(&config.log_directory, &boot, epoch).map_err(|error| error.to_string())?;
     let told = match found.state {
         LogState::New => "there was none".to_owned(),
-        LogState::Intact => format!("it is whole; {} calls that were open are charged their reserve", found.replayed),
+        LogState::Intact => {
+            format!("it is whole; {} calls that were open are charged their reserve", found.replayed)
+        }
         LogState::Gap => "records are missing or damaged: it proves nothing, a new epoch begins".to_owned(),
         LogState::NodeCrashed => "it is of another boot: it proves nothing, a new epoch begins".to_owned(),
     };

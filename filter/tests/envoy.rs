@@ -53,7 +53,8 @@ fn a_stream_is_never_held_and_its_usage_event_is_ours() {
     let answer = world.chat("sse", STREAM);
     assert_eq!(answer.body, format!("{}{DONE}", EVENT.repeat(5)));
     assert_eq!(world.provider.got()[0].json()["stream_options"]["include_usage"], true);
-    let asked = STREAM.replace("\"stream\":true", "\"stream\":true,\"stream_options\":{\"include_usage\":true}");
+    let asked =
+        STREAM.replace("\"stream\":true", "\"stream\":true,\"stream_options\":{\"include_usage\":true}");
     assert_eq!(world.chat("sse", &asked).body, format!("{}{USAGE_EVENT}{DONE}", EVENT.repeat(5)));
     assert!(world.rows(2).iter().all(|row| row.charge == charge(COST)));
 
@@ -93,7 +94,10 @@ fn bodies_in_chunks_and_of_900_kb_and_8_mb_pass_and_one_too_large_is_413() {
     let large = "x".repeat(17 << 20);
     let answer = raw(
         world.connect(),
-        &format!("POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", large.len()),
+        &format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            large.len()
+        ),
         b"{",
     );
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("request_too_large"), "{answer}");
@@ -175,7 +179,10 @@ fn every_end_of_a_call_is_settled_as_the_ledger_says() {
         world.rows(count).into_iter().max_by_key(|row| row.sequence).unwrap()
     };
     let row = outcome("error", HELLO, 1);
-    assert_eq!((row.outcome, row.charge), (Outcome::ProviderError, Charge { usd: NanoUsd(0), tokens: 0, requests: 1 }));
+    assert_eq!(
+        (row.outcome, row.charge),
+        (Outcome::ProviderError, Charge { usd: NanoUsd(0), tokens: 0, requests: 1 })
+    );
     let row = outcome("no-usage", HELLO, 2);
     assert_eq!((row.outcome, row.charge), (Outcome::UsageMissing, row.reserve));
     // The provider took the request and closed: it may bill it.
@@ -312,7 +319,11 @@ fn a_gateway_without_an_operator_is_not_ready_and_serves_nothing() {
     wait_until("an answer", SOON, || {
         let port = world.port;
         let asked = plimsoll_sim::harness::http::request(
-            ("127.0.0.1", port), "POST", "/v1/chat/completions", &[], HELLO.as_bytes(),
+            ("127.0.0.1", port),
+            "POST",
+            "/v1/chat/completions",
+            &[],
+            HELLO.as_bytes(),
         );
         match asked {
             Ok(page) if page.status == 503 && page.body.contains("not_ready") => Ok(()),
@@ -343,7 +354,10 @@ fn observe_changes_nothing_but_asks_for_usage() {
     let mut observed: (PolicyKey, Budget) = budget(1);
     observed.1.enforcement = Enforcement::Observe;
     let world = World::new(policy(Enforcement::Observe, &[observed]));
-    let answer = world.post(&[("x-test", "json"), ("x-plimsoll-feature", "f")], HELLO.replace("assistant", "small").as_bytes());
+    let answer = world.post(
+        &[("x-test", "json"), ("x-plimsoll-feature", "f")],
+        HELLO.replace("assistant", "small").as_bytes(),
+    );
     assert_eq!((answer.status, answer.body.as_str()), (200, JSON));
     assert!(!answer.headers.iter().any(|(name, _)| name.starts_with("x-plimsoll")), "{:?}", answer.headers);
     let got = world.provider.got().remove(0);

@@ -46,7 +46,8 @@ impl Link {
     pub fn new(config: &Config) -> io::Result<Self> {
         // tonic finds it by feature; a second provider in the process must not make that ambiguous.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let invalid = |error: tonic::transport::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        let invalid =
+            |error: tonic::transport::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let tls = match &config.tls {
             None => None,
             Some(files) => {
@@ -87,12 +88,18 @@ impl Link {
         for endpoint in self.endpoints.iter().cycle() {
             match stream(endpoint, &shared, &events).await {
                 Ended::Greeted(why) => {
-                    abi::log(Level::Warn, &format!("plimsoll: the ledger at {} is gone: {why}", endpoint.uri()));
+                    abi::log(
+                        Level::Warn,
+                        &format!("plimsoll: the ledger at {} is gone: {why}", endpoint.uri()),
+                    );
                     (pause, told) = (FIRST_PAUSE, false);
                 }
                 Ended::Ungreeted(why) => {
                     if !told {
-                        abi::log(Level::Warn, &format!("plimsoll: no ledger at {}: {why}; it is tried again", endpoint.uri()));
+                        abi::log(
+                            Level::Warn,
+                            &format!("plimsoll: no ledger at {}: {why}; it is tried again", endpoint.uri()),
+                        );
                         told = true;
                     }
                 }
@@ -126,7 +133,9 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
     let mut hello = shared.gateway.hello(log_state(shared), shared.log.sequence());
     hello.policy = shared.snapshot.load().versions().collect();
     shared.metrics.said.get_or_create(&Kind { kind: "hello" }).inc();
-    if outbox.send(FromGateway::Hello(hello)).await.is_err() || events.send(LinkEvent::Opening(outbox)).await.is_err() {
+    if outbox.send(FromGateway::Hello(hello)).await.is_err()
+        || events.send(LinkEvent::Opening(outbox)).await.is_err()
+    {
         return Ended::Unheard;
     }
     let said = ReceiverStream::new(queue).map(proto::GatewayMessage::from);
@@ -161,7 +170,10 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
                 }
                 Err(error) => {
                     // What is not understood is not acknowledged, so the operator knows who lags behind.
-                    abi::log(Level::Error, &format!("plimsoll: a message of the ledger is not understood: {error}"));
+                    abi::log(
+                        Level::Error,
+                        &format!("plimsoll: a message of the ledger is not understood: {error}"),
+                    );
                     continue;
                 }
             },

@@ -44,7 +44,8 @@ impl Captured {
                 b":path" => Field::Path,
                 b"x-request-id" => Field::RequestId,
                 b"content-length" => {
-                    captured.content_length = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                    captured.content_length =
+                        std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                     return;
                 }
                 b"accept-encoding" => {

@@ -43,7 +43,14 @@ impl Filter {
                     if reservation.release() {
                         self.shared.wake.notify_one();
                     }
-                    return self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, paused_at);
+                    return self.refuse_call(
+                        stream,
+                        Refusal::LedgerUnavailable,
+                        &call,
+                        &head,
+                        None,
+                        paused_at,
+                    );
                 }
                 // Nothing enforces here: it goes on, unaccounted for, and is counted as a failure of the log.
                 None
@@ -79,7 +86,9 @@ fn admission(
         attempt: 0,
         paused_at: paused_at.0,
         admitted_at: now.0,
-        accounts: reservation.map(|held| held.accounts().map(ToString::to_string).collect()).unwrap_or_default(),
+        accounts: reservation
+            .map(|held| held.accounts().map(ToString::to_string).collect())
+            .unwrap_or_default(),
         observed: call.observed.iter().map(ToString::to_string).collect(),
         caller: Some(std::mem::take(&mut call.caller).into()),
         route: std::mem::take(&mut call.route),

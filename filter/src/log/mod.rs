@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use open::open;
-pub use tail::Tail;
+pub use tail::{Tail, TailError};
 
 /// Bytes after which a new segment begins.
 const SEGMENT: u64 = 16 << 20;
@@ -141,7 +141,9 @@ impl Log {
         let mut bytes = frame::unsealed(admission);
         let mut writer = self.lock();
         // What waits goes first: a call admitted before it could spend what the replay would charge again.
-        self.flush(&mut writer).and_then(|()| self.append(&mut writer, Kind::Admission, &mut bytes)).map_err(|error| self.failed(error))
+        self.flush(&mut writer)
+            .and_then(|()| self.append(&mut writer, Kind::Admission, &mut bytes))
+            .map_err(|error| self.failed(error))
     }
 
     /// Writes a settlement, or keeps it until that is possible; `Err` tells of the delay only.
@@ -200,7 +202,8 @@ impl Log {
             writer.file.set_len(length)?;
             writer.torn = false;
         }
-        if length >= self.segment_bytes {
+        // A segment is named by its first record, so it has one before the next begins.
+        if length >= self.segment_bytes && length > frame::HEADER as u64 {
             let first = writer.next;
             let header = Header { epoch: writer.epoch, boot: self.boot.clone(), first };
             writer.file = create(&self.directory, &header)?;

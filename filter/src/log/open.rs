@@ -106,7 +106,8 @@ fn segments(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let first = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
+        let first =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
         if let Some(first) = first.and_then(|digits| digits.parse().ok()) {
             found.push((first, path));
         }
@@ -197,4 +198,9 @@ fn scan(bytes: &[u8], state: &mut Whole) -> Result<usize, Damage> {
         at += record.length;
     }
     Ok(at)
+}
+
+#[cfg(test)]
+pub(super) fn tests_segments(directory: &Path) -> Vec<u64> {
+    segments(directory).expect("the directory can be read").into_iter().map(|(first, _)| first).collect()
 }

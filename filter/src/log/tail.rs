@@ -51,7 +51,15 @@ impl Tail {
     pub fn new(log: Arc<Log>) -> Self {
         let segment = log.first();
         let needed = VecDeque::from([(segment, 0)]);
-        Self { log, segment, file: None, at: frame::HEADER as u64, buffer: Vec::new(), open: BTreeMap::new(), needed }
+        Self {
+            log,
+            segment,
+            file: None,
+            at: frame::HEADER as u64,
+            buffer: Vec::new(),
+            open: BTreeMap::new(),
+            needed,
+        }
     }
 
     /// Calls in flight, as far as was read.
@@ -89,7 +97,8 @@ impl Tail {
         // A record that is larger than a chunk is read whole: see `frame::MOST`.
         let mut head = [0; 4];
         file.read_exact_at(&mut head, self.at)?;
-        let record = frame::FRAME + usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX).min(frame::MOST);
+        let record =
+            frame::FRAME + usize::try_from(u32::from_be_bytes(head)).unwrap_or(usize::MAX).min(frame::MOST);
         self.buffer.resize(left.min(CHUNK.max(record)), 0);
         file.read_exact_at(&mut self.buffer, self.at)
     }
@@ -132,7 +141,8 @@ impl Tail {
         match record.kind {
             Kind::Admission => {
                 let admission = proto::Admission::decode(record.payload).map_err(undecodable)?;
-                self.open.insert(record.sequence, proto::Admission { sequence: record.sequence, ..admission });
+                self.open
+                    .insert(record.sequence, proto::Admission { sequence: record.sequence, ..admission });
             }
             Kind::Settlement => {
                 let settlement = proto::Settlement::decode(record.payload).map_err(undecodable)?;
@@ -146,7 +156,10 @@ impl Tail {
                     }
                 }
                 let settlement = proto::Settlement { sequence: record.sequence, ..settlement };
-                rows.push(proto::UsageRow { admission: Some(admission), settlement: Some(settlement) }.try_into()?);
+                rows.push(
+                    proto::UsageRow { admission: Some(admission), settlement: Some(settlement) }
+                        .try_into()?,
+                );
             }
         }
         Ok(())

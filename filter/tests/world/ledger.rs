@@ -52,7 +52,8 @@ fn terms(policy: &[PolicyObject]) -> BTreeMap<LimitKey, Terms> {
     for object in policy {
         if let (PolicyKey::Budget(name), Ok(Body::Budget(budget))) = (&object.key, object.decode()) {
             for limit in &budget.limits {
-                let of = Terms { amount: limit.amount, block_at: limit.block_at, enforcement: budget.enforcement };
+                let of =
+                    Terms { amount: limit.amount, block_at: limit.block_at, enforcement: budget.enforcement };
                 terms.insert(limit.key(name), of);
             }
         }
@@ -163,9 +164,11 @@ impl Ledger {
 
     /// Serves, at the port of before if there was one.
     pub fn serve(&mut self) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let port = self.port;
-        let listener = runtime.block_on(async move { tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap() });
+        let listener = runtime
+            .block_on(async move { tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap() });
         self.port = listener.local_addr().unwrap().port();
         let handle = Handle(self.state.clone());
         runtime.spawn(async move {
@@ -236,7 +239,9 @@ impl Ledger {
     /// Settled nano-dollars, whoever settled them.
     pub fn settled(&self) -> i64 {
         let state = self.state.lock().unwrap();
-        let of = |balance: &Balance| balance.settled.0 + balance.held.values().map(|held| held.settled.0).sum::<i64>();
+        let of = |balance: &Balance| {
+            balance.settled.0 + balance.held.values().map(|held| held.settled.0).sum::<i64>()
+        };
         state.store.balances.values().map(of).sum()
     }
 }

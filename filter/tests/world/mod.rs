@@ -116,11 +116,10 @@ pub fn policy(mode: Enforcement, budgets: &[(PolicyKey, Budget)]) -> Vec<PolicyO
     objects
 }
 
-/// The filter, as cargo built it beside this test.
+/// The filter, as cargo built it together with this test.
 fn filter() -> PathBuf {
-    let dir = plimsoll_sim::harness::profile_dir().unwrap();
-    let path = dir.join("libplimsoll_filter.so");
-    assert!(path.is_file(), "{} is missing; run cargo build -p plimsoll-filter", path.display());
+    let path = std::env::current_exe().unwrap().with_file_name("libplimsoll_filter.so");
+    assert!(path.is_file(), "{} is missing; run this by cargo test -p plimsoll-filter", path.display());
     path
 }
 

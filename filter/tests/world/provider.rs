@@ -92,8 +92,7 @@ fn serve(connection: TcpStream, got: &Mutex<Vec<Got>>) -> std::io::Result<()> {
 }
 
 pub const JSON: &str = r#"{"id":"c","choices":[{"index":0,"message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":11,"completion_tokens":7,"total_tokens":18}}"#;
-pub const USAGE_EVENT: &str =
-    "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":7,\"total_tokens\":18}}\n\n";
+pub const USAGE_EVENT: &str = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":7,\"total_tokens\":18}}\n\n";
 pub const EVENT: &str = "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hi\"}}]}\n\n";
 pub const DONE: &str = "data: [DONE]\n\n";
 
@@ -104,7 +103,11 @@ fn chunk(out: &mut TcpStream, text: &str) -> std::io::Result<()> {
 /// Returns whether the connection stays.
 fn answer(out: &mut TcpStream, test: &str) -> std::io::Result<bool> {
     let whole = |out: &mut TcpStream, status: &str, body: &str| {
-        write!(out, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        write!(
+            out,
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
     };
     match test {
         "json" => whole(out, "200 OK", JSON)?,
@@ -117,7 +120,10 @@ fn answer(out: &mut TcpStream, test: &str) -> std::io::Result<bool> {
         "close" => return Ok(false),
         "hang" => std::thread::sleep(Duration::from_secs(60)),
         "sse" | "sse-cut" | "sse-slow" => {
-            write!(out, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")?;
+            write!(
+                out,
+                "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            )?;
             for _ in 0..5 {
                 chunk(out, EVENT)?;
                 out.flush()?;
