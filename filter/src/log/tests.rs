@@ -63,7 +63,7 @@ fn play(log: &Log, steps: &[bool]) -> (BTreeSet<u64>, BTreeSet<u64>) {
 fn a_log_cut_at_any_byte_replays_what_left_and_nothing_else() {
     let steps = [true, true, false, true, true, false, false, true];
     let whole = tempfile::tempdir().unwrap();
-    let segment = 400;
+    let segment = 150;
     {
         let (log, found) = reopen(whole.path(), BOOT, segment);
         assert_eq!(found, Found { state: LogState::New, replayed: 0 });

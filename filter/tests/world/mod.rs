@@ -170,7 +170,7 @@ impl World {
                         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
                         "stat_prefix": "x",
                         "use_remote_address": true,
-                        "internal_address_config": {},
+                        "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
                         "skip_xff_append": true,
                         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{
                             "match": {"prefix": "/"},
