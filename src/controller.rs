@@ -6,6 +6,7 @@
 //! and ledger say they hold, never from what was meant.
 
 mod applied;
+mod touched;
 
 use crate::config::{Config, ConfigError};
 use crate::gateway::{Discovery, ResourceKey, Snapshot, cluster, secret};
@@ -15,13 +16,14 @@ use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::{Batch, Change, Fault};
 use plimsoll_core::ids::UnixMs;
-use plimsoll_plan::{EnvoyCluster, EventKind, Planner, events, status};
+use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, events, status};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use touched::Touched;
 
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(20);
@@ -81,6 +83,10 @@ struct Controller<K> {
     source_faults: Vec<Fault>,
     config_fault: Option<Fault>,
     report: Report,
+    /// What the report was made of.
+    applied: Applied,
+    /// Budgets that were planned anew since the report.
+    touched: Touched,
     stale: bool,
     reported: Option<Instant>,
 }
@@ -149,6 +155,8 @@ impl<K: Sink> Controller<K> {
             source_faults: vec![],
             config_fault: None,
             report: Report::default(),
+            applied: Applied::default(),
+            touched: Touched::All,
             stale: true,
             reported: None,
         }
@@ -225,6 +233,7 @@ impl<K: Sink> Controller<K> {
         if delta.clusters || buried != self.lingering.len() {
             self.publish_clusters(at);
         }
+        self.touched.planned(&delta);
         if !delta.policy.is_empty() || delta.limits {
             let (mut changed, mut removed) = (Vec::new(), Vec::new());
             for (key, object) in delta.policy {
@@ -316,26 +325,35 @@ impl<K: Sink> Controller<K> {
         self.report = Arc::unwrap_or_clone(report);
     }
 
-    fn make_report(&self, now: UnixMs) -> Report {
+    /// Only what can differ from the report before is made anew: most of 10,000 budgets stand still.
+    fn make_report(&mut self, now: UnixMs) -> Report {
         let (world, plan) = (self.planner.world(), self.planner.plan());
         let applied = applied::applied(&self.parts.ledger, &self.parts.discovery, plan, &self.snapshot, now);
+        let touched = std::mem::take(&mut self.touched).applied(&self.applied, &applied);
         let old = &self.report;
         let mut report = Report { time: now, ..Report::default() };
         for (name, object) in &world.budgets {
             let before = old.budgets.get(name);
+            if let (false, Some(status), Some(rows)) = (touched.contains(name), before, old.table.get(name)) {
+                report.budgets.insert(name.clone(), Arc::clone(status));
+                report.table.insert(name.clone(), Arc::clone(rows));
+                continue;
+            }
+            let before = before.map(Arc::as_ref);
             let status = status::budget(name, object, before, plan, &applied, now);
             for event in events(before, &status) {
                 match event.kind {
                     EventKind::Normal => {
-                        tracing::info!(budget = %name, reason = event.reason, "{}", event.message)
+                        tracing::info!(budget = %name, reason = event.reason, "{}", event.message);
                     }
                     EventKind::Warning => {
-                        tracing::warn!(budget = %name, reason = event.reason, "{}", event.message)
+                        tracing::warn!(budget = %name, reason = event.reason, "{}", event.message);
                     }
                 }
             }
-            report.table.extend(applied::rows(name, object, &status, plan, &applied));
-            report.budgets.insert(name.clone(), status);
+            let rows = applied::rows(name, object, &status, plan, &applied);
+            report.table.insert(name.clone(), Arc::new(rows));
+            report.budgets.insert(name.clone(), Arc::new(status));
         }
         for (name, object) in &world.routes {
             let status = status::route(name, object, old.routes.get(name), plan, &applied, now);
@@ -348,6 +366,7 @@ impl<K: Sink> Controller<K> {
         report.ledger = applied::ledger(&applied);
         report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
         report.faults = self.config_fault.iter().chain(&self.source_faults).cloned().collect();
+        self.applied = applied;
         report
     }
 }

@@ -103,7 +103,7 @@ async fn status(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Respon
     let report = Arc::clone(&pages.report.borrow());
     match query.as_deref() {
         None => axum::Json(&*report).into_response(),
-        Some("format=table") => table::render(&report.table, report.time).into_response(),
+        Some("format=table") => table::render(report.rows(), report.time).into_response(),
         Some(_) => (StatusCode::BAD_REQUEST, "write /status or /status?format=table\n").into_response(),
     }
 }

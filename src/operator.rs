@@ -100,10 +100,15 @@ where
     let mut controller = tokio::spawn(controller::run(parts, Inputs { batches, configs }, stopped.clone()));
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        ended = &mut source => ended.map_err(anyhow::Error::from).and_then(|ended| ended)
-            .and_then(|()| Err(anyhow!("the source of objects ended"))),
-        ended = &mut controller => ended.map_err(anyhow::Error::from)
-            .and_then(|()| Err(anyhow!("the controller ended"))),
+        ended = &mut source => sourced(ended),
+        ended = &mut controller => match ended {
+            // It ends when the source does, and the source knows why.
+            Ok(()) => match tokio::time::timeout(END_WITHIN, &mut source).await {
+                Ok(ended) => sourced(ended),
+                Err(_) => Err(anyhow!("the controller ended")),
+            },
+            Err(error) => Err(error.into()),
+        },
     };
     tracing::info!("stopping");
     discovery.stop();
@@ -118,6 +123,12 @@ where
         let _ = tokio::time::timeout(END_WITHIN, controller).await;
     }
     outcome
+}
+
+/// Why the source ended, which it never should.
+fn sourced(ended: Result<anyhow::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    ended??;
+    Err(anyhow!("the source of objects ended"))
 }
 
 async fn wait<E>(server: tokio::task::JoinHandle<Result<(), E>>) -> anyhow::Result<()>

@@ -8,7 +8,7 @@ use crate::source::Fault;
 use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus};
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::{ObjectName, UnixMs};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,14 +24,29 @@ pub struct Report {
     pub faults: Vec<Fault>,
     /// By Envoy's node id.
     pub gateways: BTreeMap<String, Gateway>,
-    /// One row a limit, for people.
-    pub table: Vec<Row>,
-    /// Statuses of all budgets.
-    pub budgets: BTreeMap<ObjectName, AIBudgetStatus>,
+    /// One row a limit, for people; by budget.
+    #[serde(serialize_with = "flat")]
+    pub table: BTreeMap<ObjectName, Arc<Vec<Row>>>,
+    /// Statuses of all budgets; shared with the report before where they are the same.
+    pub budgets: BTreeMap<ObjectName, Arc<AIBudgetStatus>>,
     /// Statuses of all routes.
     pub routes: BTreeMap<ObjectName, ModelRouteStatus>,
     /// Statuses of all backends.
     pub backends: BTreeMap<ObjectName, ModelBackendStatus>,
+}
+
+fn flat<S: Serializer>(
+    table: &BTreeMap<ObjectName, Arc<Vec<Row>>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(table.values().flat_map(|rows| rows.iter()))
+}
+
+impl Report {
+    /// The table's rows.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.table.values().flat_map(|rows| rows.iter())
+    }
 }
 
 /// How the ledger is.
@@ -107,7 +122,7 @@ pub trait Sink: Send {
 /// Prints the rows that changed.
 #[derive(Debug, Default)]
 pub struct Printer {
-    shown: BTreeMap<(String, String), Row>,
+    shown: BTreeMap<ObjectName, Arc<Vec<Row>>>,
     faults: Vec<Fault>,
 }
 
@@ -128,15 +143,22 @@ impl Sink for Printer {
 impl Printer {
     /// What changed since the last report, as text; empty if nothing did.
     pub fn news(&mut self, report: &Report) -> String {
-        let key = |row: &Row| (row.budget.clone(), row.limit.clone());
-        let changed: Vec<&Row> =
-            report.table.iter().filter(|row| self.shown.get(&key(row)) != Some(*row)).collect();
+        let mut changed: Vec<Row> = Vec::new();
+        for (budget, rows) in &report.table {
+            let before = self.shown.get(budget);
+            if before.is_some_and(|before| Arc::ptr_eq(before, rows)) {
+                continue;
+            }
+            let is_new = |row: &&Row| !before.is_some_and(|before| before.contains(row));
+            changed.extend(rows.iter().filter(is_new).cloned());
+        }
         let mut text = String::new();
         if !changed.is_empty() {
-            let head = changed.iter().take(MAX_ROWS).map(|row| (*row).clone()).collect::<Vec<_>>();
-            text.push_str(&table::render(&head, report.time));
-            if changed.len() > MAX_ROWS {
-                text.push_str(&format!("and {} more\n", changed.len() - MAX_ROWS));
+            let more = changed.len().saturating_sub(MAX_ROWS);
+            changed.truncate(MAX_ROWS);
+            text.push_str(&table::render(&changed, report.time));
+            if more > 0 {
+                text.push_str(&format!("and {more} more\n"));
             }
         }
         if self.faults != report.faults {
@@ -148,7 +170,7 @@ impl Printer {
             }
         }
         self.faults.clone_from(&report.faults);
-        self.shown = report.table.iter().map(|row| (key(row), row.clone())).collect();
+        self.shown.clone_from(&report.table);
         text
     }
 }

@@ -9,9 +9,9 @@ const SCREEN: usize = 100;
 
 /// `rows` as an aligned table; `now` tells when windows end.
 #[must_use]
-pub fn render(rows: &[Row], now: UnixMs) -> String {
+pub fn render<'a>(rows: impl IntoIterator<Item = &'a Row>, now: UnixMs) -> String {
     let head = ["BUDGET", "LIMIT", "USED", "OF", "%", "RESETS IN", "STAGE", "ENFORCED"].map(str::to_owned);
-    let cells = rows.iter().map(|row| {
+    let cells = rows.into_iter().map(|row| {
         let limit = match row.unit {
             Unit::Usd => row.limit.clone(),
             Unit::Tokens | Unit::Requests => format!("{} ({})", row.limit, row.unit.as_str()),
