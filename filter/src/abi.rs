@@ -458,7 +458,8 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: *const c_void) {
     if !config.is_null() {
         // SAFETY: made by `config_new`, destroyed once.
-        drop(unsafe { Box::from_raw(config.cast::<process::Configured>().cast_mut()) });
+        let configured = unsafe { Box::from_raw(config.cast::<process::Configured>().cast_mut()) };
+        caught("config_destroy", move || process::release(*configured));
     }
 }
 

@@ -16,7 +16,7 @@ use plimsoll_core::protocol::{FromGateway, FromLedger, LogState, PolicyAck, Poli
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -28,12 +28,16 @@ const READ_LOG: Duration = Duration::from_millis(100);
 const ROWS: usize = 2_000;
 /// Decision records in one message.
 const DECISIONS: usize = 1_000;
+/// How long decision records wait for a report to go with.
+const DECISIONS_WAIT: Duration = Duration::from_secs(5);
+/// How long a clean end may take.
+const FAREWELL: Duration = Duration::from_millis(2_500);
 
-/// Starts the thread.
+/// Starts the thread. What it returns hears when the thread has ended.
 ///
 /// # Errors
 /// The runtime, the metrics' address or the TLS files can't be used.
-pub fn spawn(shared: Arc<Shared>) -> io::Result<()> {
+pub fn spawn(shared: Arc<Shared>) -> io::Result<std::sync::mpsc::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let link = Link::new(&shared.config)?;
     let listener = match shared.config.metrics_address {
@@ -47,6 +51,7 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<()> {
         None => None,
     };
     let thread = std::thread::Builder::new().name("plimsoll".into());
+    let (end, ended) = std::sync::mpsc::channel();
     thread.spawn(move || {
         runtime.block_on(async move {
             if let Some(listener) = listener.and_then(|listener| TcpListener::from_std(listener).ok()) {
@@ -54,16 +59,33 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<()> {
             }
             run(shared, link).await;
         });
+        // Its tasks hold the log; the next client may open it.
+        drop(runtime);
+        let _ = end.send(());
     })?;
-    Ok(())
+    Ok(ended)
 }
 
 async fn run(shared: Arc<Shared>, link: Link) {
     let (events, mut inbox) = mpsc::channel(64);
     tokio::spawn(link.run(shared.clone(), events));
-    let mut client = Client { tail: None, greeted: false, outbox: None, last_read: None, shared };
+    let mut client = Client {
+        tail: None,
+        greeted: false,
+        outbox: None,
+        last_read: None,
+        last_decisions: Instant::now(),
+        farewell: None,
+        shared,
+    };
     loop {
-        let sleep = client.turn();
+        let mut sleep = client.turn();
+        if client.shared.finishing.load(Relaxed) {
+            if client.finish() {
+                return;
+            }
+            sleep = sleep.min(Duration::from_millis(20));
+        }
         tokio::select! {
             event = inbox.recv() => match event {
                 Some(event) => client.take(event),
@@ -83,7 +105,16 @@ struct Client {
     greeted: bool,
     /// Where messages go.
     outbox: Option<mpsc::Sender<FromGateway>>,
-    last_read: Option<std::time::Instant>,
+    last_read: Option<Instant>,
+    last_decisions: Instant,
+    farewell: Option<Farewell>,
+}
+
+/// How far a clean end has come.
+struct Farewell {
+    begun: Instant,
+    closed: bool,
+    broken: bool,
 }
 
 impl Client {
@@ -99,6 +130,9 @@ impl Client {
     }
 
     fn disconnect(&mut self) {
+        if let Some(farewell) = &mut self.farewell {
+            farewell.broken = true;
+        }
         self.shared.gateway.disconnected();
         self.shared.metrics.connected.set(0);
         self.outbox = None;
@@ -213,32 +247,94 @@ impl Client {
         }
         if shared.log.delayed() > 0 {
             let retried = shared.log.retry();
-            shared.log_written(retried.as_ref().map(|()| ()));
+            shared.log_written(retried.as_ref().copied());
         }
         let now = shared.clock.now();
         if self.greeted {
             self.read_log();
         }
-        for message in shared.gateway.tick(now) {
+        let said = shared.gateway.tick(now);
+        let reports = said.iter().any(|message| matches!(message, FromGateway::Report(_)));
+        for message in said {
             self.say(message);
         }
         for id in shared.gateway.wakes() {
             shared.waiters.wake(id);
         }
         if self.greeted {
-            let decisions = shared.decisions.take(DECISIONS);
-            if !decisions.is_empty() {
-                self.say(FromGateway::Decisions(decisions));
-            }
+            self.say_decisions(reports);
         }
         let next = u64::try_from(shared.gateway.next(now).since(now)).unwrap_or(0);
         Duration::from_millis(next.max(1)).min(LONGEST_SLEEP)
     }
 
+    /// Records go with a report, or when they are many or old: nobody waits for them.
+    fn say_decisions(&mut self, reports: bool) {
+        let due = reports
+            || self.shared.decisions.len() >= DECISIONS
+            || self.last_decisions.elapsed() >= DECISIONS_WAIT
+            || self.shared.finishing.load(Relaxed);
+        if !due {
+            return;
+        }
+        self.last_decisions = Instant::now();
+        loop {
+            let decisions = self.shared.decisions.take(DECISIONS);
+            if decisions.is_empty() {
+                return;
+            }
+            self.say(FromGateway::Decisions(decisions));
+        }
+    }
+
+    /// A clean end: every row stored, everything returned, the epoch closed. Returns whether it is over.
+    fn finish(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let farewell = self.farewell.get_or_insert_with(|| {
+            // Nothing is in force any more: all that is free goes back.
+            shared.gateway.set_policy([], []);
+            shared.gateway.hurry();
+            Farewell { begun: Instant::now(), closed: false, broken: false }
+        });
+        if farewell.closed {
+            // The stream breaks when the ledger has read to its end.
+            return farewell.broken || farewell.begun.elapsed() > FAREWELL;
+        }
+        let in_use = shared.in_flight.load(Relaxed) > 0 || shared.log.delayed() > 0;
+        if !self.greeted || in_use || farewell.begun.elapsed() > FAREWELL {
+            // The log goes on at the next start.
+            return true;
+        }
+        self.last_read = None;
+        let read = self.tail.as_ref().is_some_and(|tail| tail.is_at_end());
+        if read && shared.gateway.is_stored() {
+            shared.gateway.hurry();
+            for message in shared.gateway.tick(shared.clock.now()) {
+                self.say(message);
+            }
+            self.say(FromGateway::Close);
+            if let Some(farewell) = &mut self.farewell {
+                farewell.closed = true;
+            }
+            // A closed epoch takes nothing more: the next start begins another.
+            let fresh = random_epoch().map_err(|error| error.to_string());
+            let begun = fresh.and_then(|epoch| shared.log.restart(epoch).map_err(|error| error.to_string()));
+            if let Err(error) = begun {
+                abi::log(Level::Warn, &format!("plimsoll: the closed log stays: {error}"));
+            }
+            self.tail = None;
+            // Says to the link that nothing more comes; what is queued is sent first.
+            self.outbox = None;
+            self.greeted = false;
+            return false;
+        }
+        false
+    }
+
     fn read_log(&mut self) {
         let shared = &self.shared;
         let Some(tail) = &mut self.tail else { return };
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         if self.last_read.is_some_and(|at| now.duration_since(at) < READ_LOG) {
             return;
         }

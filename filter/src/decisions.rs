@@ -32,6 +32,18 @@ impl Decisions {
         0
     }
 
+    /// Records that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes the oldest records, at most `most`.
     pub fn take(&self, most: usize) -> Vec<Decision> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

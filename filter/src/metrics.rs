@@ -29,6 +29,8 @@ pub struct Metrics {
     pub waiting: Gauge,
     /// Settlements by outcome.
     pub settled: Family<Kind, Counter>,
+    /// Those of them that completed: nearly all, so they are not looked up.
+    pub completed: Counter,
     /// Tokens, without output.
     pub input_tokens: Counter,
     /// Output tokens.
@@ -83,7 +85,9 @@ impl Metrics {
         let log_segments: Gauge = register!("log_segments", "Segments of the admission log");
         let decisions_dropped: Counter = register!("decisions_dropped", "Decision records dropped");
         let policy_rejected: Counter = register!("policy_rejected", "Policy objects not understood");
+        let completed = settled.get_or_create(&Kind { kind: "completed" }).clone();
         Self {
+            completed,
             sent,
             passed,
             refused,

@@ -20,11 +20,16 @@ use plimsoll_core::snapshot::Snapshot;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
-/// What a filter configuration holds.
+/// What a filter configuration and its filters hold.
 pub type Configured = Arc<Shared>;
+
+/// How long the end of the last configuration waits for the ledger to hear of it.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What all requests share.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ pub struct Shared {
     pub closing: AtomicBool,
     /// Metered calls that have not settled.
     pub in_flight: AtomicI64,
+    /// The last configuration is gone: the client says what is left, and ends.
+    pub finishing: AtomicBool,
     /// The log could not be written the last time it was tried.
     pub log_failing: AtomicBool,
 }
@@ -111,29 +118,59 @@ impl Shared {
     }
 }
 
-static PROCESS: Mutex<Option<Configured>> = Mutex::new(None);
+struct Running {
+    shared: Configured,
+    /// Filter configurations that lead here.
+    configurations: usize,
+    /// Says when the client thread has ended.
+    ended: Receiver<()>,
+}
 
-/// What Envoy's configuration leads to. The first call opens the log and starts the client thread.
+static PROCESS: Mutex<Option<Running>> = Mutex::new(None);
+
+fn process() -> MutexGuard<'static, Option<Running>> {
+    PROCESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What Envoy's configuration leads to. The first call opens the log and starts the client thread; each
+/// is undone by [`release`].
 ///
 /// # Errors
 /// Says what is wrong with the settings or the node.
 pub fn configure(bytes: &[u8]) -> Result<Configured, String> {
     let config = Config::read(bytes).map_err(|error| error.to_string())?;
-    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(running) = process.as_ref() {
-        if running.config != config {
+    let mut process = process();
+    if let Some(running) = process.as_mut() {
+        if running.shared.config != config {
             return Err("filter_config differs from the one in force in this process; \
                         a gateway has one client: use the same settings everywhere, and restart Envoy to change them"
                 .to_owned());
         }
-        return Ok(running.clone());
+        running.configurations += 1;
+        return Ok(running.shared.clone());
     }
-    let shared = start(config)?;
-    *process = Some(shared.clone());
+    let (shared, ended) = start(config)?;
+    *process = Some(Running { shared: shared.clone(), configurations: 1, ended });
     Ok(shared)
 }
 
-fn start(config: Config) -> Result<Configured, String> {
+/// A configuration is gone. With the last one the client returns what is held, closes the epoch where no
+/// call is in flight, and ends.
+pub fn release(configured: Configured) {
+    drop(configured);
+    let mut process = process();
+    let Some(running) = process.as_mut() else { return };
+    running.configurations -= 1;
+    if running.configurations == 0 {
+        running.shared.finishing.store(true, Relaxed);
+        running.shared.wake.notify_one();
+        // Too late or gone: the log stays as it is, and the next start goes on with it.
+        let _ = running.ended.recv_timeout(FAREWELL);
+        *process = None;
+    }
+}
+
+fn start(config: Config) -> Result<(Configured, Receiver<()>), String> {
     let boot = boot_id().map_err(|error| format!("/proc/sys/kernel/random/boot_id: {error}"))?;
     let epoch = random_epoch().map_err(|error| format!("/dev/urandom: {error}"))?;
     let (log, found) = log::open(&config.log_directory, &boot, epoch).map_err(|error| error.to_string())?;
@@ -160,11 +197,12 @@ fn start(config: Config) -> Result<Configured, String> {
         found: found.state,
         closing: AtomicBool::new(false),
         in_flight: AtomicI64::new(0),
+        finishing: AtomicBool::new(false),
         log_failing: AtomicBool::new(false),
         config,
     });
-    client::spawn(shared.clone()).map_err(|error| format!("the client thread: {error}"))?;
-    Ok(shared)
+    let ended = client::spawn(shared.clone()).map_err(|error| format!("the client thread: {error}"))?;
+    Ok((shared, ended))
 }
 
 fn boot_id() -> io::Result<String> {

@@ -371,3 +371,46 @@ fn observe_changes_nothing_but_asks_for_usage() {
     let rows = world.rows(2);
     assert!(rows.iter().all(|row| row.accounts.is_empty() && row.observed.len() == 1), "{rows:?}");
 }
+
+#[test]
+fn a_gateway_that_ends_cleanly_returns_what_it_holds_and_closes_its_epoch() {
+    let mut world = enforcing(1_000_000_000);
+    for _ in 0..3 {
+        assert_eq!(world.chat("json", HELLO).status, 200);
+    }
+    let envoy = world.envoy.as_mut().unwrap();
+    envoy.process.terminate(SOON).unwrap();
+    world.envoy = None;
+    assert_eq!(world.ledger.rows().len(), 3, "{}", world.log_text());
+    assert_eq!(world.ledger.outstanding(), (0, 0), "{}", world.log_text());
+    world.start();
+    world.wait_ready();
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    world.rows(4);
+    assert_eq!((world.ledger.settled(), world.ledger.epochs()), (4 * COST, 2));
+}
+
+#[test]
+fn a_gateway_whose_epoch_was_closed_begins_a_new_one() {
+    let mut world = enforcing(1_000_000_000);
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    world.rows(1);
+    let kill = |world: &mut World| {
+        world.envoy.as_mut().unwrap().process.kill();
+        world.envoy = None;
+    };
+    kill(&mut world);
+    // Its disk is away, then comes back: meanwhile another log spoke for this gateway.
+    let aside = world.dir.path().join("aside");
+    std::fs::rename(world.log_dir(), &aside).unwrap();
+    world.start();
+    world.wait_ready();
+    kill(&mut world);
+    std::fs::remove_dir_all(world.log_dir()).unwrap();
+    std::fs::rename(&aside, world.log_dir()).unwrap();
+    world.start();
+    world.wait_ready();
+    assert_eq!(world.chat("json", HELLO).status, 200, "{}", world.log_text());
+    assert_eq!(world.rows(2).len(), 2);
+    assert_eq!(world.ledger.epochs(), 3);
+}

@@ -418,6 +418,18 @@ impl Gateway {
         waiting.map_or(look, |at| at.min(look)).max(now.plus(1))
     }
 
+    /// Client thread, at a clean end: the next tick says everything that there is to say.
+    pub fn hurry(&self) {
+        let mut state = self.state();
+        (state.next_report, state.next_look) = (UnixMs(0), UnixMs(0));
+    }
+
+    /// Whether the ledger has stored every row that was handed in.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.state().backlog.is_empty()
+    }
+
     /// Reserves in flight and free money over all accounts of `limit`, for tests and metrics.
     #[must_use]
     pub fn held(&self, account: &AccountKey) -> Option<(Amount, Amount)> {

@@ -134,14 +134,17 @@ impl Filter {
                 best_tier_nano_usd: settled.charge.usd.0,
                 outcome: outcome(settled.outcome).0.into(),
             });
-            shared.log_written(written.as_ref().map(|()| ()));
+            shared.log_written(written.as_ref().copied());
         }
         if reservation.is_some_and(|reservation| reservation.settle(&settled.charge)) {
             shared.wake.notify_one();
         }
         shared.in_flight.fetch_sub(1, Relaxed);
         let metrics = &shared.metrics;
-        metrics.settled.get_or_create(&Kind { kind: outcome(settled.outcome).1 }).inc();
+        match settled.outcome {
+            Outcome::Completed => metrics.completed.inc(),
+            other => metrics.settled.get_or_create(&Kind { kind: outcome(other).1 }).inc(),
+        };
         let usage = &settled.usage;
         metrics.input_tokens.inc_by(usage.input + usage.cached_input + usage.cache_write);
         metrics.output_tokens.inc_by(usage.output);

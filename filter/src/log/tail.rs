@@ -68,6 +68,12 @@ impl Tail {
         self.open.len()
     }
 
+    /// Whether everything that was written has been read.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.log.extent(self.segment).is_some_and(|(length, next)| next.is_none() && self.at >= length)
+    }
+
     /// The next rows, at most `most`, in order of settlement; fewer when there are no more now.
     ///
     /// # Errors

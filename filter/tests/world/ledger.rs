@@ -236,6 +236,17 @@ impl Ledger {
         self.state.lock().unwrap().store.epochs.len()
     }
 
+    /// Open epochs, and what of all accounts is unaccounted or held.
+    pub fn outstanding(&self) -> (usize, i64) {
+        let state = self.state.lock().unwrap();
+        let open = state.store.epochs.values().filter(|record| record.state != EpochState::Closed).count();
+        let of = |balance: &Balance| {
+            let held = balance.held.values().map(|held| held.granted.0 - held.returned.0 - held.settled.0);
+            balance.unaccounted.0 + held.sum::<i64>()
+        };
+        (open, state.store.balances.values().map(of).sum())
+    }
+
     /// Settled nano-dollars, whoever settled them.
     pub fn settled(&self) -> i64 {
         let state = self.state.lock().unwrap();
