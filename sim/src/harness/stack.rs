@@ -227,13 +227,19 @@ impl Stack {
         Ok(())
     }
 
-    /// Waits until one gateway's Envoy is ready.
+    /// Waits until one gateway's Envoy and filter are ready.
     ///
     /// # Errors
     /// When it ends, or is not ready in time; with the end of its log.
     pub fn wait_gateway(&mut self, index: usize) -> Result<(), HarnessError> {
-        let envoy = self.gateways.get_mut(index).and_then(Gateway::envoy).ok_or_else(|| no_gateway(index))?;
-        envoy.wait_ready(READY)
+        let gateway = self.gateways.get_mut(index).ok_or_else(|| no_gateway(index))?;
+        let metrics = gateway.metrics;
+        let envoy = gateway.envoy().ok_or_else(|| no_gateway(index))?;
+        envoy.wait_ready(READY)?;
+        envoy.process.wait_ready("the filter's readiness", READY, || {
+            let page = http::get(("127.0.0.1", metrics), "/ready").map_err(|error| error.to_string())?;
+            if page.status == 200 { Ok(()) } else { Err(format!("/ready says {}", page.body.trim())) }
+        })
     }
 
     /// Starts all gateways and waits until all are ready.

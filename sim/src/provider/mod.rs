@@ -163,7 +163,9 @@ impl Provider {
     /// When no thread or port can be had.
     pub fn start(self: Arc<Self>) -> std::io::Result<Running> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0)))?;
+        // Bound here, without the runtime: the caller may be inside another one.
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let provider = self.clone();
@@ -172,7 +174,7 @@ impl Provider {
                 // An error means that `Running` is gone, which ends the provider too.
                 let _gone = stopped.await;
             };
-            runtime.block_on(self.serve(listener, stopped))
+            runtime.block_on(async { self.serve(tokio::net::TcpListener::from_std(listener)?, stopped).await })
         })?;
         Ok(Running { provider, address, stop: Some(stop), thread: Some(thread) })
     }
