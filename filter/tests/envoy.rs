@@ -5,7 +5,7 @@ mod world;
 
 use plimsoll_core::account::Charge;
 use plimsoll_core::money::NanoUsd;
-use plimsoll_core::policy::{Budget, Enforcement, PolicyKey};
+use plimsoll_core::policy::{Budget, Enforcement, PolicyKey, PolicyVersion};
 use plimsoll_core::protocol::Outcome;
 use plimsoll_sim::harness::wait_until;
 use std::io::{Read, Write};
@@ -413,4 +413,48 @@ fn a_gateway_whose_epoch_was_closed_begins_a_new_one() {
     assert_eq!(world.chat("json", HELLO).status, 200, "{}", world.log_text());
     assert_eq!(world.rows(2).len(), 2);
     assert_eq!(world.ledger.epochs(), 3);
+}
+
+#[test]
+fn a_changed_policy_is_in_force_once_acknowledged_and_what_is_not_understood_is_named() {
+    let world = enforcing(1_000_000_000);
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    // The budget shrinks under what is spent; another object has a field that no build knows.
+    let mut changed = policy(Enforcement::Enforce, &[budget(10)]);
+    let mut unknown =
+        changed.iter().find(|object| matches!(object.key, PolicyKey::Route(_))).unwrap().clone();
+    unknown.body = unknown.body.replacen('{', "{\"shadow\":true,", 1);
+    unknown.version = PolicyVersion::of(&unknown.body);
+    changed.retain(|object| object.key != unknown.key);
+    changed.push(unknown.clone());
+    let before = world.ledger.acks().len();
+    world.ledger.set_policy(changed);
+    wait_until("the acknowledgement", SOON, || {
+        if world.ledger.acks().len() > before { Ok(()) } else { Err(String::new()) }
+    })
+    .unwrap();
+    let ack = world.ledger.acks().pop().unwrap();
+    assert_eq!(ack.rejected.len(), 1);
+    assert_eq!(ack.rejected[0].0, unknown.key);
+    assert!(ack.rejected[0].1.contains("shadow"), "{:?}", ack.rejected);
+    // The route's predecessor answers on, and the budget is used up: nothing is granted any more, what is held
+    // is recalled.
+    wait_until("the block", SOON, || {
+        let answer = world.chat("json", HELLO);
+        if answer.status == 429 { Ok(()) } else { Err(format!("{} {}", answer.status, answer.body)) }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_steady_load_costs_the_ledger_few_messages() {
+    let world = enforcing(1_000_000_000_000);
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    let before = world.ledger.messages();
+    for _ in 0..1_000 {
+        assert_eq!(world.chat("json", HELLO).status, 200);
+    }
+    let messages = world.ledger.messages() - before;
+    assert!(messages <= 50, "{messages} messages for 1,000 calls");
+    assert_eq!(world.rows(1_001).len(), 1_001);
 }

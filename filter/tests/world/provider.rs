@@ -52,6 +52,8 @@ impl Provider {
 }
 
 fn serve(connection: TcpStream, got: &Mutex<Vec<Got>>) -> std::io::Result<()> {
+    // Answers go out in small writes.
+    connection.set_nodelay(true)?;
     let mut out = connection.try_clone()?;
     let mut input = BufReader::new(connection);
     loop {
