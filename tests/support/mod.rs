@@ -1,5 +1,7 @@
 //! The loop on real parts, for tests: provider, operator, gateways, traffic, and the comparison after it.
 
+#![allow(dead_code, reason = "each test binary uses a part")]
+
 use plimsoll::ledger::Export;
 use plimsoll_core::account::{AccountKey, Amount, LimitKey, Unit};
 use plimsoll_core::judge::{Amounts, judge};
@@ -180,7 +182,10 @@ impl Loop {
                     metric(&page, "plimsoll_gateway_settled_total"),
                 );
                 if sent != stored {
-                    return Err(format!("{} sent {sent} calls, {stored} are stored", gateway.id));
+                    return Err(format!("{} sent {sent} calls, {stored} are settled", gateway.id));
+                }
+                if metric(&page, "plimsoll_gateway_ledger_connected") != 1 {
+                    return Err(format!("{} is not connected to the ledger", gateway.id));
                 }
             }
             Ok(())
@@ -203,7 +208,7 @@ pub struct Books {
 
 /// One budget's numbers.
 #[derive(Debug, Default)]
-pub struct Line1 {
+pub struct Figures {
     pub amount: i64,
     pub charged: i64,
     pub billed: i64,
@@ -243,9 +248,9 @@ impl Books {
     }
 
     /// By budget, for amounts in nano-dollars; asserts that nothing is overspent.
-    pub fn budgets(&self, amounts: &[(&str, i64)]) -> BTreeMap<String, Line1> {
+    pub fn budgets(&self, amounts: &[(&str, i64)]) -> BTreeMap<String, Figures> {
         let billed: HashMap<&str, i64> = bill::by_request(&self.bill);
-        let mut lines: BTreeMap<String, Line1> = BTreeMap::new();
+        let mut lines: BTreeMap<String, Figures> = BTreeMap::new();
         let amount_of = |account: &AccountKey| {
             let name = account.limit.budget.name.as_str();
             (account.limit.unit == Unit::Usd).then(|| amounts.iter().find(|(of, _)| *of == name)).flatten()
