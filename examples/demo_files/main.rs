@@ -199,14 +199,16 @@ fn limits(manifests: &[String]) -> anyhow::Result<BTreeMap<LimitKey, Terms>> {
 /// Replays `plan` and shows `/status` meanwhile. `None`: interrupted.
 async fn watch(plan: Plan, operator: &str) -> anyhow::Result<Option<Report>> {
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
-    let replaying = replay(plan, stop.clone(), progress.clone(), |_| {});
+    let refusals = Arc::new(table::Refusals::default());
+    let counting = refusals.clone();
+    let replaying = replay(plan, stop.clone(), progress.clone(), move |answer| counting.note(answer));
     let ended = Arc::new(AtomicBool::new(false));
     let end = ended.clone();
     let address = operator.to_owned();
     let seen = progress.clone();
     // The page is fetched by blocking calls, so it is shown from a thread of its own.
     let showing = std::thread::spawn(move || {
-        let mut view = table::View::new();
+        let mut view = table::View::new(refusals);
         while !ended.load(Ordering::Relaxed) {
             if let Ok(page) = http::get(&address, "/status") {
                 if let Ok(status) = serde_json::from_str(&page.body) {
@@ -240,6 +242,9 @@ fn settle(stack: &Stack) -> anyhow::Result<summary::Counted> {
             let page =
                 http::get(("127.0.0.1", gateway.metrics), "/metrics").map_err(|error| error.to_string())?;
             now.sent += table::metric(&page.body, "plimsoll_gateway_sent_total");
+            // Kept beside the logs: it says of what kind the messages were.
+            let kept = gateway.log_dir.with_extension("metrics");
+            std::fs::write(kept, &page.body).map_err(|error| error.to_string())?;
             now.ledger_calls += table::metric(&page.body, "plimsoll_gateway_ledger_sent_total");
         }
         let page = stack.page("/metrics").map_err(|error| error.to_string())?;

@@ -1,11 +1,12 @@
 //! The operator's status for people: a table that is redrawn on a terminal, plain lines elsewhere.
 
-use plimsoll_sim::replay::{Progress, Report};
+use plimsoll_sim::replay::{Answer, Progress, Report};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One limit of one budget: a row of `/status`' own table.
@@ -19,12 +20,6 @@ struct Row<'a> {
     resets_at: Option<i64>,
     stage: &'a str,
     enforced: &'a str,
-}
-
-impl Row<'_> {
-    fn blocked(&self) -> bool {
-        self.stage == "Block"
-    }
 }
 
 fn rows(status: &Value) -> Vec<Row<'_>> {
@@ -86,19 +81,50 @@ pub struct View {
     terminal: bool,
     drawn: usize,
     last_plain: Option<Instant>,
-    /// By budget and limit: the window, and whether it was blocked.
-    seen: BTreeMap<(String, String), (Option<i64>, bool)>,
+    /// By budget and limit.
+    seen: BTreeMap<(String, String), Seen>,
+    refusals: Arc<Refusals>,
     started: Instant,
 }
 
+/// What was seen of a limit.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// When its window ends.
+    window: Option<i64>,
+    /// Refusals before this window.
+    before: u64,
+    /// Whether this window's block was told.
+    told: bool,
+}
+
+/// Refusals that clients got, by the budget and limit that answers name.
+#[derive(Debug, Default)]
+pub struct Refusals(Mutex<BTreeMap<(String, String), u64>>);
+
+impl Refusals {
+    /// Counts an answer, if it is a refusal that names a limit.
+    pub fn note(&self, answer: &Answer) {
+        if let (Some(budget), Some(limit)) = (&answer.said.budget, &answer.said.limit) {
+            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *counts.entry((budget.clone(), limit.clone())).or_default() += 1;
+        }
+    }
+
+    fn of(&self, key: &(String, String)) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
+    }
+}
+
 impl View {
-    /// Nothing shown yet.
-    pub fn new() -> Self {
+    /// Nothing shown yet; `refusals` are counted elsewhere.
+    pub fn new(refusals: Arc<Refusals>) -> Self {
         Self {
             terminal: std::io::stdout().is_terminal(),
             drawn: 0,
             last_plain: None,
             seen: BTreeMap::new(),
+            refusals,
             started: Instant::now(),
         }
     }
@@ -106,7 +132,7 @@ impl View {
     /// Shows `status`: redraws on a terminal; elsewhere a table every 10 s, and every block and reset.
     pub fn show(&mut self, status: &Value, progress: &Progress) {
         let rows = rows(status);
-        let events = self.events(&rows);
+        let (events, refused) = self.events(&rows);
         let mut out = String::new();
         if self.terminal && self.drawn > 0 {
             let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn);
@@ -116,7 +142,7 @@ impl View {
         }
         let due = self.last_plain.is_none_or(|last| last.elapsed() >= Duration::from_secs(10));
         if self.terminal || due {
-            let table = table(&rows, status["time"].as_i64().unwrap_or(0), progress);
+            let table = table(&rows, &refused, status["time"].as_i64().unwrap_or(0), progress);
             self.drawn = table.lines().count();
             self.last_plain = Some(Instant::now());
             out.push_str(&table);
@@ -125,44 +151,46 @@ impl View {
         let _flushed = std::io::stdout().flush();
     }
 
-    fn events(&mut self, rows: &[Row<'_>]) -> Vec<String> {
-        let mut events = Vec::new();
+    /// What is new, and how many calls each limit refused in its window.
+    fn events(&mut self, rows: &[Row<'_>]) -> (Vec<String>, Vec<u64>) {
+        let (mut events, mut refused) = (Vec::new(), Vec::new());
         for row in rows {
             let key = (row.budget.to_owned(), row.limit.to_owned());
-            let now = (row.resets_at, row.blocked());
-            let before = self.seen.insert(key, now);
             let name = format!("{} {}", row.budget, row.limit);
-            match before {
-                Some((window, was)) if window != now.0 => {
-                    let freed = if was { ", which lifts the block" } else { "" };
-                    events.push(format!("{name}: a new window begins{freed}"));
-                }
-                Some((_, false)) | None if row.blocked() => {
-                    events.push(format!(
-                        "{name}: at the line, {} of {}; further calls are refused",
-                        row.used, row.of
-                    ));
-                }
-                _ => {}
+            let total = self.refusals.of(&key);
+            let seen = self.seen.entry(key).or_insert(Seen { window: row.resets_at, ..Seen::default() });
+            if seen.window != row.resets_at {
+                let freed = if seen.told { ", which ends the block" } else { "" };
+                events.push(format!("{name}: a new window begins{freed}"));
+                *seen = Seen { window: row.resets_at, before: total, told: false };
             }
+            let now = total - seen.before;
+            if now > 0 && !seen.told {
+                events.push(format!(
+                    "{name}: at the line, {} of {}: what no longer fits is refused",
+                    row.used, row.of
+                ));
+                seen.told = true;
+            }
+            refused.push(now);
         }
-        events
+        (events, refused)
     }
 }
 
-fn table(rows: &[Row<'_>], now: i64, progress: &Progress) -> String {
+fn table(rows: &[Row<'_>], refused: &[u64], now: i64, progress: &Progress) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "\n{:<28} {:<8} {:>12} {:>12} {:>8} {:>10}  {:<6} {:>8}",
-        "BUDGET", "LIMIT", "USED", "OF", "%", "RESETS IN", "STAGE", "ENFORCED"
+        "\n{:<28} {:<7} {:>9} {:>9} {:>6} {:>9} {:>8}  {:<7} {:>8}",
+        "BUDGET", "LIMIT", "USED", "OF", "%", "RESETS IN", "REFUSED", "STAGE", "ENFORCED"
     );
-    for row in rows {
+    for (row, refused) in rows.iter().zip(refused) {
         let Row { budget, limit, used, of, percent, stage, enforced, .. } = row;
         let resets_in = resets_in(row.resets_at, now);
         let _ = writeln!(
             out,
-            "{budget:<28} {limit:<8} {used:>12} {of:>12} {percent:>8} {resets_in:>10}  {stage:<6} {enforced:>8}"
+            "{budget:<28} {limit:<7} {used:>9} {of:>9} {percent:>6} {resets_in:>9} {refused:>8}  {stage:<7} {enforced:>8}"
         );
     }
     let [sent, served, failed] =

@@ -174,7 +174,8 @@ impl Provider {
                 // An error means that `Running` is gone, which ends the provider too.
                 let _gone = stopped.await;
             };
-            runtime.block_on(async { self.serve(tokio::net::TcpListener::from_std(listener)?, stopped).await })
+            runtime
+                .block_on(async { self.serve(tokio::net::TcpListener::from_std(listener)?, stopped).await })
         })?;
         Ok(Running { provider, address, stop: Some(stop), thread: Some(thread) })
     }

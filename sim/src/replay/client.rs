@@ -89,6 +89,12 @@ pub struct Said {
     pub request_id: Option<String>,
     /// `error.code` of a refusal.
     pub code: Option<String>,
+    /// `x-plimsoll-budget` of a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<String>,
+    /// `x-plimsoll-limit` of a refusal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
     /// The usage that the answer states.
     pub usage: Option<Usage>,
     /// Bytes of the answer's body.
@@ -99,7 +105,17 @@ pub struct Said {
 
 impl Said {
     pub(super) fn ended(end: End) -> Self {
-        Self { end, status: 0, request_id: None, code: None, usage: None, bytes: 0, first_byte: None }
+        Self {
+            end,
+            status: 0,
+            request_id: None,
+            code: None,
+            budget: None,
+            limit: None,
+            usage: None,
+            bytes: 0,
+            first_byte: None,
+        }
     }
 }
 
@@ -299,6 +315,8 @@ async fn read(response: Response<Incoming>, abandon: bool) -> Said {
     }
     if !head.status.is_success() {
         said.code = code(&tail);
+        said.budget = text(&head.headers, "x-plimsoll-budget");
+        said.limit = text(&head.headers, "x-plimsoll-limit");
     } else if events && !tail.trim_ascii_end().ends_with(b"data: [DONE]") {
         said.end = End::BrokenOff;
     } else {
