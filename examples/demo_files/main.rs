@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where the examples say that the provider is; the demo's own stands at a port that the kernel picks.
 const EXAMPLE_PROVIDER: &str = "http://127.0.0.1:8080/v1";
@@ -48,16 +49,18 @@ struct Flags {
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let passed = runtime.block_on(run(&flags))?;
-    if !passed {
-        std::process::exit(1);
+    match runtime.block_on(run(&flags))? {
+        Some(true) => Ok(()),
+        Some(false) => std::process::exit(1),
+        None => std::process::exit(130),
     }
-    Ok(())
 }
 
-/// Whether the budgets held and the bills agree.
-async fn run(flags: &Flags) -> anyhow::Result<bool> {
+/// Whether the budgets held and the bills agree; `None`: interrupted.
+async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
     let started = Instant::now();
+    // Heard from here on: an interrupt while things start is answered when they run, and ends them all.
+    let interrupted = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = fresh_dir(root)?;
     let step = |what: &str| println!("{:>6.1} s  {what}", started.elapsed().as_secs_f32());
@@ -107,14 +110,14 @@ async fn run(flags: &Flags) -> anyhow::Result<bool> {
         calls.len(),
         flags.minutes,
         flags.speed,
-        calls.last().map_or(0.0, |call| call.at.as_secs_f64() / flags.speed),
+        calls.last().map_or(0.0, |call| call.at.div_f64(flags.speed.max(0.001)).as_secs_f32()),
     ));
     let targets = stack.urls().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
     let pace = Pace::Open { speed: flags.speed, concurrency: 1000 };
     let plan = Plan { pace, ..Plan::new(Arc::new(calls), targets) };
-    let Some(report) = watch(plan, &stack.operator_address()).await? else {
+    let Some(report) = watch(plan, &stack.operator_address(), interrupted).await? else {
         step("interrupted; stopping everything");
-        return Ok(false);
+        return Ok(None);
     };
     step("replayed; waiting until every call is in the ledger");
     let counted = settle(&stack)?;
@@ -131,7 +134,7 @@ async fn run(flags: &Flags) -> anyhow::Result<bool> {
     let verdict = summary::verdict(&summary, &export, &bill);
     println!("{verdict}");
     println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(root, &dir));
-    Ok(verdict.passed())
+    Ok(Some(verdict.passed()))
 }
 
 fn shown(root: &Path, path: &Path) -> String {
@@ -197,7 +200,8 @@ fn limits(manifests: &[String]) -> anyhow::Result<BTreeMap<LimitKey, Terms>> {
 }
 
 /// Replays `plan` and shows `/status` meanwhile. `None`: interrupted.
-async fn watch(plan: Plan, operator: &str) -> anyhow::Result<Option<Report>> {
+async fn watch(plan: Plan, operator: &str, interrupted: [Signal; 2]) -> anyhow::Result<Option<Report>> {
+    let [mut interrupt, mut terminate] = interrupted;
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
     let refusals = Arc::new(table::Refusals::default());
     let counting = refusals.clone();
@@ -210,22 +214,20 @@ async fn watch(plan: Plan, operator: &str) -> anyhow::Result<Option<Report>> {
     let showing = std::thread::spawn(move || {
         let mut view = table::View::new(refusals);
         while !ended.load(Ordering::Relaxed) {
-            if let Ok(page) = http::get(&address, "/status") {
-                if let Ok(status) = serde_json::from_str(&page.body) {
-                    view.show(&status, &seen);
-                }
+            if let Ok(page) = http::get(&address, "/status")
+                && let Ok(status) = serde_json::from_str(&page.body)
+            {
+                view.show(&status, &seen);
             }
             std::thread::sleep(Duration::from_millis(500));
         }
     });
     let report = tokio::select! {
         report = replaying => Some(report),
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            stop.stop();
-            None
-        }
+        _int = interrupt.recv() => None,
+        _term = terminate.recv() => None,
     };
+    stop.stop();
     end.store(true, Ordering::Relaxed);
     if showing.join().is_err() {
         bail!("showing the status failed");
