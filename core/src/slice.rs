@@ -78,7 +78,8 @@ impl Slice {
 
     /// Notes what a call wants here, for sizing; once a call.
     pub(crate) fn want(&self, reserve: Amount) {
-        self.demand.fetch_add(reserve.0, Relaxed);
+        // An absurd reserve must not wrap the sum; that it is absurd the ledger will say.
+        self.demand.fetch_add(reserve.0.min(1 << 50), Relaxed);
         if reserve.0 > self.w_max.load(Relaxed) {
             self.w_max.fetch_max(reserve.0, Relaxed);
         }

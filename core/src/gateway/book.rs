@@ -4,9 +4,9 @@
 
 use crate::account::{AccountKey, Amount};
 use crate::ids::UnixMs;
-use crate::protocol::{Grant, Holding, Totals, UsageRow};
+use crate::protocol::{Grant, Holding, Totals};
 use crate::slice::Slice;
-use std::collections::VecDeque;
+use crate::window::WindowSpec;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -42,7 +42,8 @@ pub(super) struct Book {
     pub recalled: bool,
     pub rate: Amount,
     recall: u64,
-    size: Amount,
+    /// What it should hold; `None` until the ledger has said so on this stream.
+    size: Option<Amount>,
     /// What was free right after the last grant.
     surplus: Amount,
     refill_asked: Option<UnixMs>,
@@ -55,8 +56,12 @@ pub(super) struct Book {
 
 impl Book {
     pub fn new(key: AccountKey) -> Self {
+        let window = key.limit.window.parse::<WindowSpec>().map(|spec| spec.bounds(key.start));
+        let slice = Slice::new(key);
+        // The policy's bounds decide; until they come, or when they are past, this tells when the book closes.
+        slice.set_end(window.map_or(UnixMs::NEVER, |bounds| bounds.end));
         Self {
-            slice: Arc::new(Slice::new(key)),
+            slice: Arc::new(slice),
             granted: Amount::ZERO,
             returned: Amount::ZERO,
             settled: Amount::ZERO,
@@ -65,7 +70,7 @@ impl Book {
             recalled: false,
             rate: Amount::ZERO,
             recall: 0,
-            size: Amount::ZERO,
+            size: None,
             surplus: Amount::ZERO,
             refill_asked: None,
             w_max: (Amount::ZERO, Amount::ZERO),
@@ -88,8 +93,9 @@ impl Book {
 
     /// A new stream: the ledger's Welcome says what it has of us; rows after its `durable` travel again.
     pub fn begin_stream(&mut self) {
-        self.settled = Amount::ZERO;
+        self.settled = self.stored;
         self.reported = None;
+        self.size = None;
         self.refill_asked = None;
         (self.recall, self.recalled) = (0, false);
     }
@@ -123,20 +129,21 @@ impl Book {
         if *recall >= self.recall {
             (self.recall, self.recalled) = (*recall, *recalled);
         }
-        (self.size, self.small) = (*size, *small);
+        (self.size, self.small) = (Some(*size), *small);
     }
 
     /// Returns what is free while recalled or out of force, and what exceeds twice the size. Says whether
     /// it can't wait: an ask waits for it elsewhere.
-    pub fn give_back(&mut self, in_force: bool, now: UnixMs) -> bool {
+    pub fn give_back(&mut self, in_force: bool) -> bool {
         let free = self.slice.free();
         let excess = if self.recalled || !in_force {
             free
-        } else if free.plus(self.slice.reserved()).0 > self.size.0.saturating_mul(2) && self.slice.end() > now
-        {
-            free.plus(self.slice.reserved()).minus(self.size).min(free)
         } else {
-            return false;
+            let holds = free.plus(self.slice.reserved());
+            match self.size {
+                Some(size) if holds.0 > size.0.saturating_mul(2) => holds.minus(size).min(free),
+                Some(_) | None => return false,
+            }
         };
         let returned = self.slice.withdraw(excess);
         self.returned = self.returned.plus(returned);
@@ -174,7 +181,10 @@ impl Book {
         } else {
             let (free, reserved) = (self.slice.free(), self.slice.reserved());
             let low = if self.small { self.surplus.0 / 5 } else { self.surplus.0 / 5 * 4 };
-            self.granted > Amount::ZERO && self.demand != 0 && free.0 < low && free.plus(reserved) < self.size
+            self.granted > Amount::ZERO
+                && self.demand != 0
+                && free.0 < low
+                && self.size.is_some_and(|size| free.plus(reserved) < size)
         };
         if low {
             self.refill_asked = Some(now);
@@ -251,15 +261,14 @@ impl Book {
         self.totals()
     }
 
-    /// Whether the ledger has heard everything there will ever be to say of it.
-    pub fn is_spent(&self, backlog: &VecDeque<UsageRow>) -> bool {
+    /// Whether the ledger has heard everything there will ever be to say of it: nothing is free or in flight,
+    /// and all that was settled is stored (rows that still wait in the log make the sums differ).
+    pub fn is_spent(&self) -> bool {
+        let free = self.slice.free();
         Arc::strong_count(&self.slice) == 1
             && self.slice.reserved() == Amount::ZERO
-            && self.slice.free() <= Amount::ZERO
-            && self
-                .reported
-                .as_ref()
-                .is_none_or(|(told, _)| told.settled == self.settled && told.returned == self.returned)
-            && !backlog.iter().any(|row| row.accounts.contains(self.slice.key()))
+            && free <= Amount::ZERO
+            && free == self.granted.minus(self.returned).minus(self.stored)
+            && self.reported.is_some_and(|(said, _)| said == self.said())
     }
 }

@@ -185,8 +185,12 @@ impl Gateway {
     /// client thread must be woken after it. [`Gateway::wakes`] will name the id exactly once, unless the
     /// request is given up first.
     pub fn pause(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> AskId {
-        let parts = self.parts(limits, reserve, now).unwrap_or_default();
-        self.state().waiting.push(limits.to_vec(), *reserve, parts, now)
+        let mut state = self.state();
+        // Under the lock, and only for limits in force: a policy may have come since it was found short.
+        let current = self.current.load();
+        let limits: Vec<_> = limits.iter().filter(|limit| current.contains_key(*limit)).cloned().collect();
+        let parts = self.parts(&limits, reserve, now).unwrap_or_default();
+        state.waiting.push(limits, *reserve, parts, now)
     }
 
     /// Worker: what became of a paused request that was woken. `None`: it was given up already.
@@ -492,7 +496,7 @@ impl State {
             // Before the first policy nothing is known to be out of force.
             let in_force = self.limits.as_ref().is_none_or(|limits| limits.contains(limit));
             let in_force = in_force && book.slice.end() > now;
-            urgent |= book.give_back(in_force, now);
+            urgent |= book.give_back(in_force);
             let pace = pace.get(limit).copied().unwrap_or_default();
             if in_force && book.wants_refill(gateway, pace, self.ride_through_ms, now) {
                 refills.push(slice.key().clone());
@@ -501,7 +505,7 @@ impl State {
         }
         // An ended window with nothing left to say: its book closes. Not before: a book that is opened
         // again would take the cumulative grant for a new one.
-        self.books.retain(|_, book| book.slice.end() > now || !book.is_spent(&self.backlog));
+        self.books.retain(|_, book| book.slice.end() > now || !book.is_spent());
         urgent
     }
 

@@ -188,7 +188,10 @@ impl Waiting {
         parts: impl Fn(&[LimitKey], &Charge) -> Option<Vec<(Arc<Slice>, Amount)>>,
     ) {
         for (id, paused) in &mut self.requests {
-            if paused.outcome.is_none() && paused.parts.iter().any(|part| part.slice.end() <= now) {
+            // No window was known for one of its limits, or one has ended.
+            let stale = paused.parts.len() != paused.limits.len()
+                || paused.parts.iter().any(|part| part.slice.end() <= now);
+            if paused.outcome.is_none() && stale {
                 if let Some(parts) = parts(&paused.limits, &paused.reserve) {
                     paused.set_parts(parts);
                 }
@@ -214,7 +217,9 @@ impl Waiting {
                 self.wakes.push(*id);
                 continue;
             }
-            if !paused.parts.iter().any(|part| claimed.contains_key(&Arc::as_ptr(&part.slice))) {
+            // Never out of fewer accounts than it must be charged to.
+            let whole = paused.parts.len() == paused.limits.len();
+            if whole && !paused.parts.iter().any(|part| claimed.contains_key(&Arc::as_ptr(&part.slice))) {
                 let parts: Vec<_> =
                     paused.parts.iter().map(|part| (part.slice.clone(), part.reserve)).collect();
                 if let Some(reservation) = Reservation::take(&parts) {

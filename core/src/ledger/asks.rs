@@ -24,8 +24,8 @@ pub(super) struct Size {
 
 /// An account's window, as the ledger's clock sees it.
 #[derive(Clone, Copy, Debug)]
-struct Window {
-    end: UnixMs,
+pub(super) struct Window {
+    pub end: UnixMs,
     open: bool,
 }
 
@@ -54,8 +54,10 @@ impl Ledger {
     pub(super) fn size(&self, account: &AccountKey, epoch: Epoch, least: Amount, rows: &Rows) -> Size {
         let gateways = i128::from(self.live());
         let views = self.slices.get(account);
-        let w_max =
-            views.into_iter().flat_map(BTreeMap::values).map(|view| view.w_max).max().unwrap_or_default();
+        // A reserve that can never fit says nothing of those that can.
+        let fits = |w: &Amount| *w <= self.block_at(account);
+        let w_max = views.into_iter().flat_map(BTreeMap::values).map(|view| view.w_max).filter(fits).max();
+        let w_max = w_max.unwrap_or_default();
         let w_max = w_max.max(least);
         let standing = rows.standing(account);
         let remaining = i128::from(self.block_at(account).minus(standing.used()).max(Amount::ZERO).0);
@@ -111,7 +113,7 @@ impl Ledger {
     }
 
     /// The account's window, and whether the ledger's clock allows to grant in it: it is not over, nor far ahead.
-    fn window(&self, account: &AccountKey, now: UnixMs) -> Window {
+    pub(super) fn window(&self, account: &AccountKey, now: UnixMs) -> Window {
         let Ok(spec) = account.limit.window.parse::<WindowSpec>() else { return Window::UNKNOWN };
         let bounds = spec.bounds(account.start);
         let ahead = self.settings.ride_through_ms.saturating_add(LATE_MS);

@@ -2,8 +2,9 @@
 //!
 //! Who is served of it stands in [`super::asks`].
 
-use super::{Ledger, Out, Rows, SliceView, Stream, StreamId, Touched, Waiting};
+use super::{Ledger, Out, Rows, SliceView, Stream, StreamId, Terms, Touched, Waiting};
 use crate::account::{AccountKey, Amount, LimitKey};
+use crate::gateway::PAUSE_MS;
 use crate::ids::{Epoch, UnixMs};
 use crate::ledger::EpochState;
 use crate::protocol::{
@@ -12,11 +13,19 @@ use crate::protocol::{
 use crate::window::WindowSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How long an ended window's holdings are still told: rows may wait in a gateway's log.
+const OVER_MS: i64 = 86_400_000;
 /// *Contended* must reach the gateway before its own patience ends.
 const ANSWER_AHEAD_MS: i64 = 300;
 
 impl Ledger {
-    pub(super) fn touched_by(&self, stream: StreamId, said: &FromGateway, touched: &mut Touched) {
+    pub(super) fn touched_by(
+        &self,
+        stream: StreamId,
+        said: &FromGateway,
+        limits: &BTreeMap<LimitKey, Terms>,
+        touched: &mut Touched,
+    ) {
         match said {
             FromGateway::Hello(hello) => {
                 touched.epochs.insert(hello.epoch);
@@ -29,7 +38,7 @@ impl Ledger {
                 touched.accounts.extend(report.refills.iter().cloned());
                 // Those of rows too: a row that cost nothing moves no totals.
                 touched.accounts.extend(report.rows.iter().flat_map(|row| row.accounts.iter().cloned()));
-                touched.accounts.extend(report.rows.iter().flat_map(|row| self.observed_accounts(row)));
+                touched.accounts.extend(report.rows.iter().flat_map(|row| observed_accounts(row, limits)));
             }
             FromGateway::Ask(ask) => {
                 touched.accounts.extend(ask.needs.iter().map(|need| need.account.clone()))
@@ -134,6 +143,10 @@ impl Ledger {
         }
         let holdings = rows.balances.iter().filter_map(|(account, balance)| {
             let held = balance.held.get(epoch)?;
+            // A window that is long over, with nothing held of it: nothing more will be said of it.
+            if held.outstanding() == Amount::ZERO && self.window(account, now).end.plus(OVER_MS) < now {
+                return None;
+            }
             Some(Holding {
                 account: account.clone(),
                 granted: held.granted,
@@ -244,7 +257,7 @@ impl Ledger {
 
     /// Charges a row to the observing budgets that it names, in the window of its admission.
     fn observe(&self, epoch: Epoch, row: &UsageRow, rows: &mut Rows, now: UnixMs) {
-        for account in self.observed_accounts(row) {
+        for account in observed_accounts(row, &self.limits) {
             let charge = row.charge.of(account.limit.unit);
             let used = rows.standing(&account).committed();
             let fits =
@@ -256,28 +269,8 @@ impl Ledger {
         }
     }
 
-    fn observed_accounts(&self, row: &UsageRow) -> Vec<AccountKey> {
-        let mut accounts = Vec::new();
-        for budget in &row.observed {
-            let from = LimitKey {
-                budget: budget.clone(),
-                limit: String::new(),
-                unit: crate::account::Unit::Usd,
-                window: String::new(),
-            };
-            let limits = self.limits.range(from..).take_while(|(key, _)| key.budget == *budget);
-            for (limit, _) in limits {
-                if let Ok(spec) = limit.window.parse::<WindowSpec>() {
-                    let start = spec.bounds(row.admitted_at).start;
-                    accounts.push(AccountKey { limit: limit.clone(), start, key: String::new() });
-                }
-            }
-        }
-        accounts
-    }
-
     fn take_ask(&mut self, stream: StreamId, epoch: Epoch, ask: &Ask, now: UnixMs) {
-        let until = now.plus((ask.wait_ms - ANSWER_AHEAD_MS).max(0));
+        let until = now.plus(ask.wait_ms.clamp(0, PAUSE_MS).saturating_sub(ANSWER_AHEAD_MS).max(0));
         let next = self.next_ask;
         // A renewed ask keeps its place.
         let place = *self.asked.entry((epoch, ask.id)).or_insert(next);
@@ -293,14 +286,37 @@ impl Ledger {
 
     /// Gateways that have been silent too long: what they hold is unaccounted until they say Hello.
     pub(super) fn count_lost(&mut self, rows: &mut Rows, now: UnixMs) {
+        // While no ledger served nobody could speak.
+        let served_since = *self.served_since.get_or_insert(now);
         let speaking: BTreeSet<Epoch> = self.streams.values().map(|stream| stream.epoch).collect();
         let lost = rows.epochs.iter().filter(|(epoch, record)| {
             record.state == EpochState::Live
                 && !speaking.contains(epoch)
-                && now.since(record.heard) > self.settings.lost_after_ms
+                && now.since(record.heard.max(served_since)) > self.settings.lost_after_ms
         });
         for epoch in lost.map(|(epoch, _)| *epoch).collect::<Vec<_>>() {
             rows.epoch_mut(epoch).state = EpochState::Lost;
         }
     }
+}
+
+/// The accounts of the observing budgets that `row` names, in the windows of its admission.
+fn observed_accounts(row: &UsageRow, limits: &BTreeMap<LimitKey, Terms>) -> Vec<AccountKey> {
+    let mut accounts = Vec::new();
+    for budget in &row.observed {
+        let from = LimitKey {
+            budget: budget.clone(),
+            limit: String::new(),
+            unit: crate::account::Unit::Usd,
+            window: String::new(),
+        };
+        let limits = limits.range(from..).take_while(|(key, _)| key.budget == *budget);
+        for (limit, _) in limits {
+            if let Ok(spec) = limit.window.parse::<WindowSpec>() {
+                let start = spec.bounds(row.admitted_at).start;
+                accounts.push(AccountKey { limit: limit.clone(), start, key: String::new() });
+            }
+        }
+    }
+    accounts
 }

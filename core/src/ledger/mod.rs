@@ -91,6 +91,8 @@ pub struct Ledger {
     fallen: BTreeSet<LimitKey>,
     /// Reports whose rows did not sum to their totals.
     mismatches: u64,
+    /// When this life began to serve.
+    served_since: Option<UnixMs>,
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +154,7 @@ impl Ledger {
             undeclared: None,
             fallen: BTreeSet::new(),
             mismatches: 0,
+            served_since: None,
         }
     }
 
@@ -159,13 +162,16 @@ impl Ledger {
     #[must_use]
     pub fn touches(&self, events: &[Event]) -> Touched {
         let mut touched = Touched::default();
+        // Those that will be in force when the event's turn comes.
+        let mut limits = &self.limits;
         for event in events {
             match event {
-                Event::Said(stream, said) => self.touched_by(*stream, said, &mut touched),
-                Event::Limits(limits) => {
-                    let changed = |key: &LimitKey| self.limits.get(key) != limits.get(key);
+                Event::Said(stream, said) => self.touched_by(*stream, said, limits, &mut touched),
+                Event::Limits(new) => {
+                    let changed = |key: &LimitKey| self.limits.get(key) != new.get(key);
                     touched.accounts.extend(self.slices.keys().filter(|key| changed(&key.limit)).cloned());
                     touched.accounts.extend(self.exhausted.keys().filter(|key| changed(&key.limit)).cloned());
+                    limits = new;
                 }
                 Event::Gone(_) | Event::Tick => {}
             }
@@ -205,6 +211,11 @@ impl Ledger {
     /// Open streams by gateway id.
     pub fn gateways(&self) -> impl Iterator<Item = (&str, StreamId)> {
         self.speakers.iter().map(|(gateway, stream)| (gateway.as_str(), *stream))
+    }
+
+    /// Accounts on which *exhausted* stands against some gateway, in order.
+    pub fn exhausted(&self) -> impl Iterator<Item = &AccountKey> + Clone {
+        self.exhausted.keys()
     }
 
     /// Asks that wait.
