@@ -218,10 +218,10 @@ fn admission(snapshot: &Snapshot, traits: &Traits<'_>, figures: &mut Vec<(&'stat
     use plimsoll_core::protocol::{Answer, Grant, LogState, Welcome};
 
     let gateway = Gateway::new("bench".to_owned(), Epoch(1));
-    for (spec, bounds) in snapshot.windows() {
-        gateway.set_windows(spec, bounds);
-    }
-    gateway.set_limits(snapshot.enforced_limits().cloned());
+    gateway.set_policy(
+        snapshot.enforced_limits().cloned(),
+        snapshot.windows().map(|(spec, bounds)| (spec.to_owned(), bounds.to_vec())),
+    );
     let now = UnixMs(1_000);
     let _ = gateway.hello(LogState::New, 0);
     gateway.welcome(

@@ -208,7 +208,7 @@ pub struct No {
     pub account: AccountKey,
     /// Whether a retry can help.
     pub kind: NoKind,
-    /// The reserve that was refused there.
+    /// The smallest reserve that is refused there: of *exhausted* the first that is more than what is left.
     pub reserve: Amount,
     /// Settled and unaccounted in the account, for the message.
     pub used: Amount,

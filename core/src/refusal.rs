@@ -400,6 +400,13 @@ impl Short {
         let (used_text, amount_text) = (show(limit.unit, *used), show(limit.unit, *amount));
         let mut text =
             format!("AIBudget {}, limit {}: {used_text} of {amount_text} used", limit.budget, limit.limit);
+        if reserve > amount && used < amount {
+            let may_take = show(limit.unit, *reserve);
+            text += &format!(
+                "; this call may take {may_take} and never fits: lower max_tokens, n or the prompt."
+            );
+            return text + &ask(contact.as_deref());
+        }
         if used < amount {
             text += &format!("; this call may take {}", show(limit.unit, *reserve));
         }

@@ -163,7 +163,7 @@ fn verdict(
     let Some(rest) = completions(head.method, path) else {
         // Reading what models there are costs nothing; every other path may, and is not metered.
         if head.method == "GET"
-            && path.strip_prefix("/v1/models").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            && is_model_list(path)
             && let Some(passage) = to_default(snapshot, installation, head)
         {
             return Ok(Verdict::Pass(passage));
@@ -250,6 +250,19 @@ fn completions(method: &str, path: &str) -> Option<&'static str> {
     const REST: &str = "/chat/completions";
     let before = path.strip_suffix(REST)?;
     (method == "POST" && (before == "/v1" || before.ends_with("/v1"))).then_some(REST)
+}
+
+/// `/v1/models` or one model of it. Nothing that a provider could read as another path: the request goes out
+/// with the provider's key.
+fn is_model_list(path: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    match path.strip_prefix("/v1/models") {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix('/').is_some_and(|name| {
+            !name.is_empty() && name.bytes().all(plain) && !name.bytes().all(|b| b == b'.')
+        }),
+        None => false,
+    }
 }
 
 fn split_query(path: &str) -> (&str, &str) {
@@ -383,4 +396,29 @@ fn reserve(request: &Request<'_>, bytes: usize, most: u64, model: &Model, rates:
     let output = request.choices.saturating_mul(most).saturating_add(request.predicted);
     let usd = rates.map_or(NanoUsd::ZERO, |rates| rates.bound(input, output));
     Charge { usd, tokens: input.saturating_add(output), requests: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_model_list;
+
+    #[test]
+    fn no_path_of_models_leads_anywhere_else() {
+        for path in ["/v1/models", "/v1/models/gpt-5.2", "/v1/models/ft:gpt-5.2:acme::x_1"] {
+            assert!(is_model_list(path), "{path}");
+        }
+        for path in [
+            "/v1/models/",
+            "/v1/models/..",
+            "/v1/models/../files",
+            "/v1/models/%2e%2e/files",
+            "/v1/models/a/b",
+            "/v1/models/..%2ffiles",
+            "/v1/modelsx",
+            "/v1/models/a;b",
+            "/v1/models/a\\..\\b",
+        ] {
+            assert!(!is_model_list(path), "{path}");
+        }
+    }
 }

@@ -145,15 +145,15 @@ impl Slice {
         Amount(took.max(0))
     }
 
-    /// The no that applies to `reserve` here, if the slice can't cover it.
+    /// The no that applies to `reserve` here, if the slice can't cover it; it then names this reserve.
     pub(crate) fn no(&self, reserve: Amount, now: UnixMs) -> Option<No> {
         if let Some(no) = self.exhausted.load().as_deref()
             && no.reserve <= reserve
         {
-            return Some(no.clone());
+            return Some(No { reserve, ..no.clone() });
         }
         match self.contended.load().as_deref() {
-            Some((no, until)) if no.reserve <= reserve && now < *until => Some(no.clone()),
+            Some((no, until)) if no.reserve <= reserve && now < *until => Some(No { reserve, ..no.clone() }),
             _ => None,
         }
     }

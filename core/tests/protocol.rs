@@ -154,3 +154,19 @@ fn a_call_that_cost_nothing_changes_nothing_else_in_its_account() {
     }
     world.check_books();
 }
+
+#[test]
+fn a_gateway_whose_clock_is_behind_serves_on_when_a_window_ends() {
+    let minute = limit("minute", Unit::Usd, "Minute@UTC");
+    let mut world = World::new(1, &[(minute.clone(), 1_000)]);
+    world.skew(0, -300);
+    // The delta of the new minute is here before the gateway's own clock is.
+    world.run(60_000 - 200);
+    world.run(300);
+    for _ in 0..5 {
+        world.call(0, std::slice::from_ref(&minute), usd(10));
+        world.run(100);
+        world.finish(0, 0, 50);
+    }
+    assert_eq!((world.unanswered, world.admitted), (0, 5));
+}

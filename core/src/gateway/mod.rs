@@ -170,8 +170,9 @@ impl Gateway {
         let current = self.current.load();
         limits
             .iter()
-            .map(|limit| {
-                let windows = current.get(limit).ok_or_else(|| limit.clone())?;
+            // A limit that is not in force here was in a policy that has been replaced meanwhile.
+            .filter_map(|limit| Some((limit, current.get(limit)?)))
+            .map(|(limit, windows)| {
                 let (_, slice) = windows
                     .iter()
                     .find(|(bounds, _)| bounds.start <= now && now < bounds.end)
@@ -208,28 +209,23 @@ impl Gateway {
         self.state().ride_through_ms = ride_through_ms;
     }
 
-    /// Client thread: the current bounds of a window specification. Bounds that the ledger no longer names
-    /// stay until they have ended, so that clocks may differ a little.
-    pub fn set_windows(&self, spec: &str, bounds: &[Bounds]) {
-        let mut state = self.state();
-        state.bounds.insert(spec.to_owned(), bounds.to_vec());
-        self.rebuild(&mut state);
-    }
-
-    /// Client thread: the limits that the policy in force enforces; others' free parts are returned.
-    pub fn set_limits(&self, limits: impl IntoIterator<Item = LimitKey>) {
-        let mut state = self.state();
-        self.put_in_force(&mut state, limits.into_iter().collect());
-    }
-
-    /// Client thread: both at once, for a whole delta.
+    /// Client thread: the limits that the policy in force enforces, and the bounds of their windows. Free parts of
+    /// other slices are returned. A window that the ledger no longer names stays one delta longer: this
+    /// gateway's clock may not have passed its end yet.
     pub fn set_policy(
         &self,
         limits: impl IntoIterator<Item = LimitKey>,
         windows: impl IntoIterator<Item = (String, Vec<Bounds>)>,
     ) {
         let mut state = self.state();
+        let past = std::mem::take(&mut state.bounds);
         state.bounds = windows.into_iter().collect();
+        for (spec, bounds) in &mut state.bounds {
+            let before = |old: &&Bounds| bounds.first().is_none_or(|first| old.end <= first.start);
+            if let Some(last) = past.get(spec).and_then(|old| old.iter().rfind(before)) {
+                bounds.insert(0, *last);
+            }
+        }
         self.put_in_force(&mut state, limits.into_iter().collect());
     }
 
@@ -409,6 +405,11 @@ impl Gateway {
     /// Client thread: the paused requests to wake (commit their schedulers). Each id comes once.
     pub fn wakes(&self) -> Vec<AskId> {
         self.state().waiting.wakes()
+    }
+
+    /// Ends every pause without an answer: no client thread will bring one. [`Gateway::wakes`] names them.
+    pub fn end_pauses(&self) {
+        self.state().waiting.end_all();
     }
 
     /// When to call [`Gateway::tick`] again at the latest.

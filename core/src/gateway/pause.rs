@@ -140,7 +140,9 @@ impl Waiting {
         if let Some(paused) = self.requests.get_mut(&no.ask)
             && paused.outcome.is_none()
         {
-            paused.end(Resumed::No(no.clone()));
+            let part = paused.parts.iter().find(|part| *part.slice.key() == no.account);
+            let reserve = part.map_or(no.reserve, |part| part.reserve);
+            paused.end(Resumed::No(No { reserve, ..no.clone() }));
             self.wakes.push(no.ask);
         }
     }
@@ -169,14 +171,35 @@ impl Waiting {
         }
     }
 
-    /// Looks the accounts of every waiting request up again.
+    /// Looks the accounts of every waiting request up again: a new epoch has other slices. What was given to
+    /// requests that have not gone on yet came from the old ones, so they wait again.
     pub fn resolve_parts(
         &mut self,
         parts: impl Fn(&[LimitKey], &Charge, UnixMs) -> Option<Vec<(Arc<Slice>, Amount)>>,
     ) {
-        for paused in self.requests.values_mut().filter(|paused| paused.outcome.is_none()) {
+        for paused in self.requests.values_mut() {
+            match paused.outcome.take() {
+                None => {}
+                Some(Resumed::Admitted(reservation)) => {
+                    reservation.release();
+                }
+                other => {
+                    paused.outcome = other;
+                    continue;
+                }
+            }
             if let Some(parts) = parts(&paused.limits, &paused.reserve, paused.since) {
                 paused.set_parts(parts);
+            }
+        }
+    }
+
+    /// Ends every pause without an answer.
+    pub fn end_all(&mut self) {
+        for (id, paused) in &mut self.requests {
+            if paused.outcome.is_none() {
+                paused.end(Resumed::Unanswered);
+                self.wakes.push(*id);
             }
         }
     }

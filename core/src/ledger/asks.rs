@@ -194,7 +194,10 @@ impl Ledger {
                 .is_some_and(|terms| terms.enforcement == Enforcement::Enforce);
             // Where nothing is enforced it can't be said that nothing is left: the gateway's policy is behind, or ahead.
             if (enforced && used.plus(*reserve) > self.block_at(account)) || now >= end.plus(LATE_MS) {
-                keep_latest(&mut exhausted, end, no(NoKind::Exhausted));
+                // It holds for every reserve that is more than what is left: said so, nobody asks again.
+                let least = self.block_at(account).minus(used).max(Amount::ZERO).plus(Amount(1));
+                let refused = No { reserve: least.min(*reserve), ..no(NoKind::Exhausted) };
+                keep_latest(&mut exhausted, end, refused);
             }
             let covered = !claimed.contains(account)
                 && open
