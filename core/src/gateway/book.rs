@@ -151,45 +151,53 @@ impl Book {
         self.recalled && returned > Amount::ZERO
     }
 
+    /// Whether anything was ever held or wanted here.
+    pub fn is_used(&self) -> bool {
+        self.granted > Amount::ZERO || self.settled > Amount::ZERO || self.slice.demand() != 0
+    }
+
     /// Whether it runs low: under 80 % of what the last grant left free (at half, 18 % of calls failed in a
-    /// ten-minute outage), or a fifth where the account is small. A window that has not begun is asked for at a
-    /// moment of its own, so that gateways and limits don't ask all at once.
-    pub fn wants_refill(
+    /// ten-minute outage), or a fifth where the account is small.
+    pub fn wants_refill(&mut self, now: UnixMs) -> bool {
+        let (free, reserved) = (self.slice.free(), self.slice.reserved());
+        let low = if self.small { self.surplus.0 / 5 } else { self.surplus.0 / 5 * 4 };
+        let wants = self.may_ask(now)
+            && self.granted > Amount::ZERO
+            && self.demand != 0
+            && free.0 < low
+            && self.size.is_some_and(|size| free.plus(reserved) < size);
+        self.note_asked(wants, now)
+    }
+
+    /// Whether the slice of a window that has not begun should be asked for now: at a moment of its own, so that
+    /// gateways and limits don't ask all at once. `pace` is what its limit takes: rate, largest reserve.
+    pub fn wants_first(
         &mut self,
         gateway: &str,
         pace: (Amount, Amount),
         ride_through_ms: i64,
         now: UnixMs,
     ) -> bool {
-        if self.recalled
-            || self.slice.waits()
-            || self.refill_asked.is_some_and(|at| now.since(at) < REFILL_AGAIN_MS)
-        {
-            return false;
-        }
-        let start = self.slice.key().start;
-        let low = if start > now {
-            let ahead = start.since(now);
-            if self.granted > Amount::ZERO
-                || pace.1 == Amount::ZERO
-                || ahead > self.moment(gateway, ride_through_ms)
-            {
-                return false;
-            }
+        let ahead = self.slice.key().start.since(now);
+        let wants = self.may_ask(now)
+            && self.granted == Amount::ZERO
+            && ahead <= self.moment(gateway, ride_through_ms);
+        if wants {
             (self.rate, self.w_max.0) = pace;
-            true
-        } else {
-            let (free, reserved) = (self.slice.free(), self.slice.reserved());
-            let low = if self.small { self.surplus.0 / 5 } else { self.surplus.0 / 5 * 4 };
-            self.granted > Amount::ZERO
-                && self.demand != 0
-                && free.0 < low
-                && self.size.is_some_and(|size| free.plus(reserved) < size)
-        };
-        if low {
+        }
+        self.note_asked(wants, now)
+    }
+
+    fn may_ask(&self, now: UnixMs) -> bool {
+        let just_asked = self.refill_asked.is_some_and(|at| now.since(at) < REFILL_AGAIN_MS);
+        !self.recalled && !self.slice.waits() && !just_asked
+    }
+
+    fn note_asked(&mut self, wants: bool, now: UnixMs) -> bool {
+        if wants {
             self.refill_asked = Some(now);
         }
-        low
+        wants
     }
 
     /// How long before its start a window's slice is asked for: between a tenth and all of `rideThrough`.

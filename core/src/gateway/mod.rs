@@ -385,7 +385,7 @@ impl Gateway {
         let mut urgent = !asks.is_empty();
         if now >= state.next_look {
             state.next_look = now.plus(LOOK_MS);
-            urgent |= state.look(&self.id, now, &mut refills);
+            urgent |= state.look(&self.id, &self.current.load(), now, &mut refills);
         }
         if urgent || now >= state.next_report {
             let first = said.len();
@@ -480,28 +480,43 @@ impl State {
 
     /// Looks every slice over: returns what is not needed, names what runs low, forgets what has ended.
     /// Returns whether it can't wait for the next report.
-    fn look(&mut self, gateway: &str, now: UnixMs, refills: &mut Vec<AccountKey>) -> bool {
+    fn look(
+        &mut self,
+        gateway: &str,
+        current: &HashMap<LimitKey, Windows>,
+        now: UnixMs,
+        refills: &mut Vec<AccountKey>,
+    ) -> bool {
         let mut urgent = false;
         // Rate and largest reserve of the limits that are used, for their windows to come.
         let mut pace: HashMap<LimitKey, (Amount, Amount)> = HashMap::new();
-        for book in self.books.values_mut() {
+        // Most of many thousand books have never been used: they are passed over before anything is hashed.
+        for book in self.books.values_mut().filter(|book| book.is_used()) {
             book.measure(now);
-            if book.w_max() > Amount::ZERO {
-                let known = pace.entry(book.slice.key().limit.clone()).or_default();
-                *known = (known.0.max(book.rate), known.1.max(book.w_max()));
-            }
-        }
-        for book in self.books.values_mut() {
             let slice = book.slice.clone();
             let limit = &slice.key().limit;
+            if book.w_max() > Amount::ZERO {
+                let known = pace.entry(limit.clone()).or_default();
+                *known = (known.0.max(book.rate), known.1.max(book.w_max()));
+            }
             // Before the first policy nothing is known to be out of force.
             let in_force = self.limits.as_ref().is_none_or(|limits| limits.contains(limit));
             let in_force = in_force && book.slice.end() > now;
             urgent |= book.give_back(in_force);
-            let pace = pace.get(limit).copied().unwrap_or_default();
-            if in_force && book.wants_refill(gateway, pace, self.ride_through_ms, now) {
+            if in_force && slice.key().start <= now && book.wants_refill(now) {
                 refills.push(slice.key().clone());
                 urgent = true;
+            }
+        }
+        for (limit, pace) in pace {
+            let windows = current.get(&limit).into_iter().flatten();
+            for (_, slice) in windows.filter(|(bounds, _)| bounds.start > now) {
+                if let Some(book) = self.books.get_mut(slice.key())
+                    && book.wants_first(gateway, pace, self.ride_through_ms, now)
+                {
+                    refills.push(slice.key().clone());
+                    urgent = true;
+                }
             }
         }
         // An ended window with nothing left to say: its book closes. Not before: a book that is opened
