@@ -56,5 +56,6 @@ deny: ## licences, bans and sources of all dependencies (needs cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny (about ten minutes on two cores)."; exit 1; }
 	cargo deny --all-features check bans licenses sources
 
-generate: ## write the generated files again (crds/)
-	@cargo run --quiet -p plimsoll --bin plimsoll -- crds --dir crds
+generate: ## write the generated files again (crds/, wire/src/gen/)
+	UPDATE=1 cargo test --quiet -p plimsoll-api crds
+	PLIMSOLL_ACCEPT=1 cargo test --quiet -p plimsoll-wire --test generated
