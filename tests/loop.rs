@@ -184,3 +184,27 @@ fn an_operator_that_is_away_costs_no_call() {
     let books = this.close();
     books.check_bill();
 }
+
+#[test]
+fn a_window_that_ends_under_load_costs_no_call() {
+    let this = Loop::start(2, &budget("steady", "3000", "Minute"), "");
+    let plan = this.plan(calls(&[("steady", 1)]), Pace::Closed { clients: 40 });
+    let (stop, _, task) = this.send(plan);
+    // Across one rollover, wherever in the minute it starts.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    std::thread::sleep(Duration::from_secs(60 - now % 60 + 5));
+    stop.stop();
+    let report = this.runtime.block_on(task).unwrap();
+    let books = this.close();
+    books.check_bill();
+    let windows: std::collections::BTreeSet<_> =
+        books.rows().flat_map(|row| &row.accounts).map(|account| account.start).collect();
+    eprintln!("{:?} over {} windows", report.statuses, windows.len());
+    assert!(windows.len() >= 2);
+    assert!(
+        report.statuses.keys().all(|status| *status == 200),
+        "{:?} {:?}",
+        report.statuses,
+        report.refusals
+    );
+}
