@@ -421,6 +421,11 @@ pub extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
         Ok(callbacks) => {
             // A second load finds the same functions.
             let _ = CALLBACKS.set(callbacks);
+            // The default hook prints the panic's text, which may quote a prompt. This one is this module's only.
+            std::panic::set_hook(Box::new(|panic| {
+                let place = panic.location().map_or_else(String::new, ToString::to_string);
+                log(Level::Error, &format!("plimsoll: a panic at {place}"));
+            }));
             VERSION.as_ptr()
         }
         Err(missing) => {

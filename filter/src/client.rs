@@ -7,18 +7,21 @@
 mod link;
 
 use crate::abi::{self, Level};
-use crate::log::Tail;
+use crate::log::{Tail, TailError};
 use crate::metrics::Kind;
 use crate::process::{Shared, random_epoch};
 use crate::status;
-use link::{Link, LinkEvent};
+use link::{Link, LinkEvent, Outbox};
 use plimsoll_core::protocol::{FromGateway, FromLedger, LogState, PolicyAck, PolicyDelta, Welcome};
+use plimsoll_core::snapshot::Snapshot;
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 /// The longest that the thread sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -57,7 +60,10 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<std::sync::mpsc::Receiver<()>> {
             if let Some(listener) = listener.and_then(|listener| TcpListener::from_std(listener).ok()) {
                 tokio::spawn(status::serve(listener, shared.clone()));
             }
-            run(shared, link).await;
+            // As a task of its own: a panic ends it, not the thread.
+            if tokio::spawn(run(shared.clone(), link)).await.is_err() || !shared.finishing.load(Relaxed) {
+                strand(&shared).await;
+            }
         });
         // Its tasks hold the log; the next client may open it.
         drop(runtime);
@@ -66,11 +72,34 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<std::sync::mpsc::Receiver<()>> {
     Ok(ended)
 }
 
+/// The client has failed: nobody will answer a pause or read the log. What a budget matches is refused, the
+/// log is kept for the next start.
+async fn strand(shared: &Shared) {
+    shared.closing.store(true, SeqCst);
+    shared.stranded.store(true, Relaxed);
+    shared.metrics.connected.set(0);
+    abi::log(
+        Level::Error,
+        "plimsoll: the client has failed; calls that a budget matches are refused until this gateway is restarted. \
+         Please report it",
+    );
+    while !shared.finishing.load(Relaxed) {
+        // Calls that were counted before it was closing may still pause.
+        shared.gateway.end_pauses();
+        for id in shared.gateway.wakes() {
+            shared.waiters.wake(id);
+        }
+        tokio::time::sleep(READ_LOG).await;
+    }
+}
+
 async fn run(shared: Arc<Shared>, link: Link) {
     let (events, mut inbox) = mpsc::channel(64);
     tokio::spawn(link.run(shared.clone(), events));
     let mut client = Client {
+        replay: None,
         tail: None,
+        unreadable: false,
         greeted: false,
         outbox: None,
         last_read: None,
@@ -99,12 +128,16 @@ async fn run(shared: Arc<Shared>, link: Link) {
 
 struct Client {
     shared: Arc<Shared>,
-    /// The log behind us; begins with the first Welcome.
+    /// What is left of the replay; begins with the first Welcome, and runs once.
+    replay: Option<Tail>,
+    /// The log behind us; begins after the replay.
     tail: Option<Tail>,
+    /// The log could not be read the last time.
+    unreadable: bool,
     /// A Welcome came on this stream.
     greeted: bool,
     /// Where messages go.
-    outbox: Option<mpsc::Sender<FromGateway>>,
+    outbox: Option<Outbox>,
     last_read: Option<Instant>,
     last_decisions: Instant,
     farewell: Option<Farewell>,
@@ -113,19 +146,31 @@ struct Client {
 /// How far a clean end has come.
 struct Farewell {
     begun: Instant,
-    closed: bool,
+    /// Close is said; the stream is kept open until the ledger ends it.
+    closed: Option<oneshot::Sender<()>>,
+    /// The stream is gone.
     broken: bool,
+    /// By the ledger: it has read to the end.
+    heard: bool,
 }
 
 impl Client {
     fn take(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Opening(outbox) => {
-                self.outbox = Some(outbox);
                 self.greeted = false;
+                // A Hello of an epoch that has ended since must not be answered for the new one.
+                self.outbox = Some(outbox).filter(|outbox| outbox.epoch == self.shared.gateway.epoch());
             }
+            // Of a stream that was given up.
+            LinkEvent::Heard(_) if self.outbox.is_none() => {}
             LinkEvent::Heard(message) => self.hear(message),
-            LinkEvent::Broken => self.disconnect(),
+            LinkEvent::Broken { by_ledger } => {
+                if let Some(farewell) = &mut self.farewell {
+                    farewell.heard = by_ledger;
+                }
+                self.disconnect();
+            }
         }
     }
 
@@ -161,7 +206,7 @@ impl Client {
     fn welcome(&mut self, welcome: &Welcome) {
         let shared = self.shared.clone();
         if welcome.epoch_closed {
-            if !shared.closing.swap(true, Relaxed) {
+            if !shared.closing.swap(true, SeqCst) {
                 abi::log(
                     Level::Warn,
                     "plimsoll: the ledger has closed this gateway's epoch (it was counted lost, or its log was replaced); \
@@ -171,10 +216,19 @@ impl Client {
             self.disconnect();
             return;
         }
+        if shared.closing.load(SeqCst) {
+            // It would bring an ending epoch back, and what was replayed off its slices would be again.
+            self.disconnect();
+            return;
+        }
         shared.clock.heard(welcome.now);
         shared.gateway.welcome(welcome, shared.clock.now());
         if self.tail.is_none() {
-            self.replay(welcome.durable);
+            if !self.replayed(welcome.durable) {
+                // Nothing is admitted before the first Welcome is through; the next one goes on from here.
+                self.disconnect();
+                return;
+            }
             self.tail = Some(Tail::new(shared.log.clone()));
         }
         // The key is the installation's; it never changes.
@@ -183,28 +237,43 @@ impl Client {
         self.greeted = true;
     }
 
-    /// Takes what earlier processes spent, and the ledger has not stored, off the slices that it names.
-    fn replay(&self, durable: u64) {
-        let mut tail = Tail::new(self.shared.log.clone());
+    /// Takes what earlier processes spent, and the ledger has not stored, off the slices that it names. Returns
+    /// whether that is done.
+    fn replayed(&mut self, durable: u64) -> bool {
+        let shared = self.shared.clone();
+        let tail = self.replay.get_or_insert_with(|| Tail::new(shared.log.clone()));
         loop {
             match tail.read(ROWS) {
-                Ok(rows) if rows.is_empty() => return,
+                Ok(rows) if rows.is_empty() => break,
                 Ok(rows) => {
                     rows.iter()
                         .filter(|row| row.settled_sequence > durable)
-                        .for_each(|row| self.shared.gateway.replay(row));
+                        .for_each(|row| shared.gateway.replay(row));
+                }
+                Err(error @ TailError::Read(_)) => {
+                    self.cannot_read(&error);
+                    return false;
                 }
                 Err(error) => {
                     // Slices would be too large by what can't be read: nothing more is spent from this epoch.
                     self.give_log_up(&error);
-                    return;
+                    break;
                 }
             }
         }
+        self.replay = None;
+        true
     }
 
-    fn give_log_up(&self, error: &crate::log::TailError) {
-        if !self.shared.closing.swap(true, Relaxed) {
+    /// Tells once that the log can't be read now.
+    fn cannot_read(&mut self, error: &TailError) {
+        if !std::mem::replace(&mut self.unreadable, true) {
+            abi::log(Level::Error, &format!("plimsoll: {error}; it is tried again"));
+        }
+    }
+
+    fn give_log_up(&self, error: &TailError) {
+        if !self.shared.closing.swap(true, SeqCst) {
             abi::log(
                 Level::Error,
                 &format!(
@@ -214,10 +283,11 @@ impl Client {
         }
     }
 
-    fn apply(&self, delta: &PolicyDelta) {
-        let shared = &self.shared;
+    fn apply(&mut self, delta: &PolicyDelta) {
+        let shared = self.shared.clone();
         let PolicyDelta { number, whole, objects, removed } = delta;
-        let (snapshot, rejected) = shared.snapshot.load().apply(*whole, objects, removed);
+        let old = shared.snapshot.load_full();
+        let (snapshot, rejected) = old.apply(*whole, objects, removed);
         for (key, why) in &rejected {
             shared.metrics.policy_rejected.inc();
             abi::log(
@@ -230,19 +300,30 @@ impl Client {
         if let Some(installation) = snapshot.installation() {
             shared.gateway.set_ride_through(installation.ride_through_ms);
         }
-        // Slices first: a call that finds the new budget must find its account.
-        shared.gateway.set_policy(
-            snapshot.enforced_limits().cloned(),
-            snapshot.windows().map(|(spec, bounds)| (spec.to_owned(), bounds.to_vec())),
-        );
-        shared.snapshot.store(Arc::new(snapshot));
+        // Slices first: a call that finds the new budget must find its account. Those that go, go last: a call
+        // that misses one finds the policy without it (see `Filter::decide`).
+        let windows = |of: &Snapshot| -> Vec<_> {
+            of.windows().map(|(spec, bounds)| (spec.to_owned(), bounds.to_vec())).collect()
+        };
+        let limits: HashSet<_> = snapshot.enforced_limits().cloned().collect();
+        let gone: Vec<_> = old.enforced_limits().filter(|limit| !limits.contains(limit)).cloned().collect();
+        let new = windows(&snapshot);
+        if gone.is_empty() {
+            shared.gateway.set_policy(limits, new);
+            shared.snapshot.store(Arc::new(snapshot));
+        } else {
+            let both = windows(&old).into_iter().chain(new.iter().cloned());
+            shared.gateway.set_policy(limits.iter().cloned().chain(gone), both);
+            shared.snapshot.store(Arc::new(snapshot));
+            shared.gateway.set_policy(limits, new);
+        }
         self.say(FromGateway::PolicyAck(PolicyAck { number: *number, rejected }));
     }
 
     /// Everything that is due. Returns how long nothing will be.
     fn turn(&mut self) -> Duration {
         let shared = self.shared.clone();
-        if shared.closing.load(Relaxed) {
+        if shared.closing.load(SeqCst) {
             self.begin_epoch();
         }
         if shared.log.delayed() > 0 {
@@ -278,7 +359,8 @@ impl Client {
             return;
         }
         self.last_decisions = Instant::now();
-        loop {
+        // They wait for a place in the outbox: they are said once.
+        while self.outbox.as_ref().is_some_and(|outbox| outbox.queue.capacity() > 0) {
             let decisions = self.shared.decisions.take(DECISIONS);
             if decisions.is_empty() {
                 return;
@@ -294,13 +376,25 @@ impl Client {
             // Nothing is in force any more: all that is free goes back.
             shared.gateway.set_policy([], []);
             shared.gateway.hurry();
-            Farewell { begun: Instant::now(), closed: false, broken: false }
+            Farewell { begun: Instant::now(), closed: None, broken: false, heard: false }
         });
-        if farewell.closed {
-            // The stream breaks when the ledger has read to its end.
-            return farewell.broken || farewell.begun.elapsed() > FAREWELL;
+        if farewell.closed.is_some() {
+            if !farewell.broken && farewell.begun.elapsed() <= FAREWELL {
+                return false;
+            }
+            if farewell.heard {
+                // A closed epoch takes nothing more: the next start begins another.
+                let fresh = random_epoch().map_err(|error| error.to_string());
+                let begun =
+                    fresh.and_then(|epoch| shared.log.restart(epoch).map_err(|error| error.to_string()));
+                if let Err(error) = begun {
+                    abi::log(Level::Warn, &format!("plimsoll: the closed log stays: {error}"));
+                }
+            }
+            // Else Close may not have come: the next start asks with the log as it is.
+            return true;
         }
-        let in_use = shared.in_flight.load(Relaxed) > 0 || shared.log.delayed() > 0;
+        let in_use = shared.in_flight.load(SeqCst) > 0 || shared.log.delayed() > 0;
         if !self.greeted || in_use || farewell.begun.elapsed() > FAREWELL {
             // The log goes on at the next start.
             return true;
@@ -313,20 +407,13 @@ impl Client {
                 self.say(message);
             }
             self.say(FromGateway::Close);
-            if let Some(farewell) = &mut self.farewell {
-                farewell.closed = true;
-            }
-            // A closed epoch takes nothing more: the next start begins another.
-            let fresh = random_epoch().map_err(|error| error.to_string());
-            let begun = fresh.and_then(|epoch| shared.log.restart(epoch).map_err(|error| error.to_string()));
-            if let Err(error) = begun {
-                abi::log(Level::Warn, &format!("plimsoll: the closed log stays: {error}"));
-            }
-            self.tail = None;
-            // Says to the link that nothing more comes; what is queued is sent first.
-            self.outbox = None;
             self.greeted = false;
-            return false;
+            // None: the stream broke just now.
+            let Some(Outbox { open, .. }) = self.outbox.take() else { return true };
+            // Without a queue the link knows that nothing more comes; what is queued is sent first.
+            if let Some(farewell) = &mut self.farewell {
+                farewell.closed = Some(open);
+            }
         }
         false
     }
@@ -342,9 +429,17 @@ impl Client {
         let most = shared.gateway.room().min(ROWS);
         match tail.read(most) {
             Ok(rows) => {
+                if std::mem::take(&mut self.unreadable) {
+                    abi::log(Level::Info, "plimsoll: the admission log can be read again");
+                }
                 // A full read means more: read again at the next turn.
                 self.last_read = (rows.len() < most).then_some(now);
                 shared.gateway.settled(rows.into_iter().filter(|row| row.settled_sequence > durable));
+            }
+            Err(error @ TailError::Read(_)) => {
+                self.last_read = Some(now);
+                self.cannot_read(&error);
+                return;
             }
             Err(error) => {
                 self.tail = None;
@@ -358,7 +453,7 @@ impl Client {
     /// A new life of the log, once nothing of the old one is in flight.
     fn begin_epoch(&mut self) {
         let shared = &self.shared;
-        if shared.in_flight.load(Relaxed) > 0 {
+        if shared.in_flight.load(SeqCst) > 0 {
             return;
         }
         let begun = random_epoch().map_err(|error| error.to_string()).and_then(|epoch| {
@@ -369,7 +464,8 @@ impl Client {
             Ok(epoch) => {
                 shared.gateway.restart(epoch);
                 self.tail = Some(Tail::new(shared.log.clone()));
-                shared.closing.store(false, Relaxed);
+                self.replay = None;
+                shared.closing.store(false, SeqCst);
                 abi::log(Level::Info, &format!("plimsoll: epoch {epoch} begins"));
                 self.disconnect();
             }
@@ -377,7 +473,7 @@ impl Client {
         }
     }
 
-    fn say(&self, message: FromGateway) {
+    fn say(&mut self, message: FromGateway) {
         let Some(outbox) = &self.outbox else { return };
         let kind = match &message {
             FromGateway::Hello(_) => "hello",
@@ -388,9 +484,21 @@ impl Client {
             FromGateway::PolicyAck(_) => "policy_ack",
             FromGateway::Close => "close",
         };
-        self.shared.metrics.said.get_or_create(&Kind { kind }).inc();
-        // A full channel: the peer does not read. The link's own timeout ends it, and totals are cumulative.
-        let _ = outbox.try_send(message);
+        match outbox.queue.try_send(message) {
+            Ok(()) => {
+                self.shared.metrics.said.get_or_create(&Kind { kind }).inc();
+            }
+            Err(TrySendError::Full(_)) => {
+                // The peer does not read. A message left out could be one that is not said again, so the stream
+                // ends here; on the next one everything is.
+                abi::log(
+                    Level::Warn,
+                    "plimsoll: the ledger does not take its messages; the stream is opened anew",
+                );
+                self.disconnect();
+            }
+            Err(TrySendError::Closed(_)) => self.disconnect(),
+        }
     }
 }
 

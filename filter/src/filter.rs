@@ -5,15 +5,17 @@
 //! [`crate::process`].
 
 mod head;
+mod owed;
 mod response;
 mod send;
 
 use crate::abi::{Body, Headers, Stream};
-use crate::process::Configured;
+use crate::process::{Configured, Counted};
 use head::Captured;
+use owed::{Owed, Pause};
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::policy::{Dialect, Enforcement};
-use plimsoll_core::protocol::{AskId, Decision, No};
+use plimsoll_core::protocol::{Decision, No};
 use plimsoll_core::refusal::Refusal;
 use plimsoll_core::session::{self, Call, Verdict};
 use plimsoll_core::snapshot::Snapshot;
@@ -22,7 +24,6 @@ use send::accounts_at;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// The largest body that is read.
 pub const MOST_BODY: usize = 16 << 20;
@@ -81,10 +82,24 @@ enum State {
 
 #[derive(Debug)]
 struct Paused {
-    id: AskId,
+    pause: Pause,
     call: Box<Call>,
     head: Box<Captured>,
     since: UnixMs,
+}
+
+/// What became of a call's reserve.
+enum Taken {
+    /// It is taken, or nothing enforces.
+    All(Owed),
+    /// The epoch ends.
+    Closing,
+    /// Some account is short. Counted until it has paused.
+    Short(Counted),
+    /// A no applies.
+    No(No),
+    /// A limit is not known here.
+    NoWindow,
 }
 
 /// What follows the body's end.
@@ -124,12 +139,15 @@ impl Filter {
             };
         }
         match head.content_length {
-            Some(length) if length > MOST_BODY as u64 && !observe => {
-                self.refuse_large(stream, &head);
-                return HeadersStatus::Stop;
+            Some(length) if length > MOST_BODY as u64 => {
+                return match self.large(stream, &head) {
+                    Next::Continue => HeadersStatus::Continue,
+                    Next::Wait | Next::Refused => HeadersStatus::Stop,
+                };
             }
             Some(length) if length <= SMALL_BODY => {}
-            Some(_) | None => stream.set_buffer_limit((MOST_BODY + (1 << 20)) as u64),
+            // What comes at once, and makes it too large, must fit too.
+            Some(_) | None => stream.set_buffer_limit((MOST_BODY + (4 << 20)) as u64),
         }
         self.put(State::Reading(head));
         HeadersStatus::Stop
@@ -143,18 +161,43 @@ impl Filter {
             .is_some_and(|installation| installation.mode == Enforcement::Observe)
     }
 
-    fn refuse_large(&self, stream: &mut Stream<'_>, head: &Captured) {
+    /// A body that is too large to be read is refused; where nothing may be refused it passes as it comes,
+    /// unmetered.
+    fn large(&self, stream: &mut Stream<'_>, head: &Captured) -> Next {
+        let snapshot = self.shared.snapshot.load();
+        // Without its body a call is decided as any other that can't be understood.
+        let verdict =
+            self.shared.hmac_key.get().map(|key| session::decide(&snapshot, &head.head(), &[], key));
+        if let Some(Verdict::Pass(passage)) = verdict {
+            self.shared.metrics.passed.inc();
+            send::direct(stream, &passage);
+            return Next::Continue;
+        }
         let refusal = Refusal::TooLarge { limit: MOST_BODY as u64 };
         self.refuse(stream, &refusal, head, &Refused::default());
+        Next::Refused
+    }
+
+    /// A request whose body is coming, and nothing else.
+    fn take_reading(&self) -> Option<Box<Captured>> {
+        match self.take() {
+            State::Reading(head) => Some(head),
+            other => {
+                self.put(other);
+                None
+            }
+        }
     }
 
     /// A part of the request's body.
     pub fn request_body(&self, stream: &mut Stream<'_>, end: bool) -> BodyStatus {
-        let State::Reading(head) = self.take() else { return BodyStatus::Continue };
+        let Some(head) = self.take_reading() else { return BodyStatus::Continue };
         if !end {
             if stream.body_size(Body::Buffered) + stream.body_size(Body::Received) > MOST_BODY {
-                self.refuse_large(stream, &head);
-                return BodyStatus::Stop;
+                return match self.large(stream, &head) {
+                    Next::Continue => BodyStatus::Continue,
+                    Next::Wait | Next::Refused => BodyStatus::Stop,
+                };
             }
             self.put(State::Reading(head));
             return BodyStatus::Stop;
@@ -167,7 +210,7 @@ impl Filter {
 
     /// The request's trailers: its body has ended before them.
     pub fn request_trailers(&self, stream: &mut Stream<'_>) -> HeadersStatus {
-        let State::Reading(head) = self.take() else { return HeadersStatus::Continue };
+        let Some(head) = self.take_reading() else { return HeadersStatus::Continue };
         match self.decide(stream, head, Some(Body::Buffered)) {
             Next::Continue => HeadersStatus::Continue,
             Next::Wait | Next::Refused => HeadersStatus::Stop,
@@ -176,80 +219,105 @@ impl Filter {
 
     /// The request is whole. `last`: where a changed body goes.
     fn decide(&self, stream: &mut Stream<'_>, head: Box<Captured>, last: Option<Body>) -> Next {
-        let snapshot = self.shared.snapshot.load();
-        let key = self.shared.hmac_key.get();
-        let (verdict, edited) = {
-            let body = if last.is_some() { whole(stream) } else { Cow::Borrowed(&[][..]) };
-            if body.len() > MOST_BODY {
-                drop(body);
-                self.refuse_large(stream, &head);
-                return Next::Refused;
-            }
-            let verdict = match key {
-                Some(key) => session::decide(&snapshot, &head.head(), &body, key),
-                None => Verdict::Refuse(Box::new(Refusal::NotReady)),
-            };
-            let edited = match &verdict {
-                Verdict::Send(call) if !call.edits.is_empty() => {
-                    Some(session::apply_edits(&body, &call.edits))
+        let mut snapshot = self.shared.snapshot.load();
+        let mut again = true;
+        loop {
+            let (verdict, edited) = {
+                let body = if last.is_some() { whole(stream) } else { Cow::Borrowed(&[][..]) };
+                if body.len() > MOST_BODY {
+                    drop(body);
+                    return self.large(stream, &head);
                 }
-                Verdict::Send(_) | Verdict::Refuse(_) | Verdict::Pass(_) => None,
+                let verdict = match self.shared.hmac_key.get() {
+                    Some(key) => session::decide(&snapshot, &head.head(), &body, key),
+                    None => Verdict::Refuse(Box::new(Refusal::NotReady)),
+                };
+                let edited = match &verdict {
+                    Verdict::Send(call) if !call.edits.is_empty() => {
+                        Some(session::apply_edits(&body, &call.edits))
+                    }
+                    Verdict::Send(_) | Verdict::Refuse(_) | Verdict::Pass(_) => None,
+                };
+                (verdict, edited)
             };
-            (verdict, edited)
-        };
-        match verdict {
-            Verdict::Pass(passage) => {
-                self.shared.metrics.passed.inc();
-                send::direct(stream, &passage);
-                Next::Continue
-            }
-            Verdict::Refuse(refusal) => {
-                self.refuse(stream, &refusal, &head, &Refused::default());
-                Next::Refused
-            }
-            Verdict::Send(call) => {
-                // The body is changed before a pause: after it all of it stands in Envoy's buffer.
-                if let (Some(edited), Some(last)) = (edited, last) {
-                    send::replace_body(stream, last, &edited, head.content_length.is_some());
+            let call = match verdict {
+                Verdict::Send(call) => call,
+                Verdict::Pass(passage) => {
+                    self.shared.metrics.passed.inc();
+                    send::direct(stream, &passage);
+                    return Next::Continue;
                 }
-                self.reserve(stream, call, head, &snapshot)
+                Verdict::Refuse(refusal) => {
+                    self.refuse(stream, &refusal, &head, &Refused::default());
+                    return Next::Refused;
+                }
+            };
+            let now = self.shared.clock.now();
+            let taken = self.admit(&call, now);
+            if matches!(taken, Taken::NoWindow) && std::mem::take(&mut again) {
+                // The limit may be gone with a policy that came between the two.
+                let newest = self.shared.snapshot.load();
+                if !Arc::ptr_eq(&newest, &snapshot) {
+                    snapshot = newest;
+                    continue;
+                }
             }
+            // The body is changed before a pause: after it all of it stands in Envoy's buffer.
+            if let (Some(edited), Some(last)) = (edited, last) {
+                send::replace_body(stream, last, &edited, head.content_length.is_some());
+            }
+            return self.go_on(stream, call, head, &snapshot, taken, now);
         }
     }
 
-    /// Takes the reserve, or pauses.
-    fn reserve(
+    /// Takes the reserve.
+    fn admit(&self, call: &Call, now: UnixMs) -> Taken {
+        use plimsoll_core::gateway::Admission;
+        let counted = self.shared.count();
+        if call.limits.is_empty() {
+            return Taken::All(Owed::new(&self.shared, counted, None, call.reserve));
+        }
+        let Some(counted) = counted else { return Taken::Closing };
+        match self.shared.gateway.admit(&call.limits, &call.reserve, now) {
+            Admission::Admitted(reservation) => {
+                Taken::All(Owed::new(&self.shared, Some(counted), Some(reservation), call.reserve))
+            }
+            Admission::Short => Taken::Short(counted),
+            Admission::No(no) => Taken::No(no),
+            Admission::NoWindow(_) => Taken::NoWindow,
+        }
+    }
+
+    /// Sends, pauses or refuses the call.
+    fn go_on(
         &self,
         stream: &mut Stream<'_>,
         call: Box<Call>,
         head: Box<Captured>,
         snapshot: &Arc<Snapshot>,
+        taken: Taken,
+        now: UnixMs,
     ) -> Next {
-        use plimsoll_core::gateway::Admission;
-        let now = self.shared.clock.now();
-        if call.limits.is_empty() {
-            return self.leave(stream, call, None, head, now, now);
-        }
-        if self.shared.closing.load(Relaxed) {
-            return self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, now);
-        }
-        match self.shared.gateway.admit(&call.limits, &call.reserve, now) {
-            Admission::Admitted(reservation) => self.leave(stream, call, Some(reservation), head, now, now),
-            Admission::Short => {
+        match taken {
+            Taken::All(owed) => self.leave(stream, call, owed, head, now, now),
+            Taken::Short(counted) => {
                 self.shared.metrics.paused.inc();
                 let scheduler = stream.scheduler();
                 let gateway = &self.shared.gateway;
                 let id =
                     self.shared.waiters.enter(scheduler, || gateway.pause(&call.limits, &call.reserve, now));
-                self.put(State::Paused(Box::new(Paused { id, call, head, since: now })));
+                let pause = Pause::new(&self.shared, id);
+                // It holds nothing of the epoch while it waits.
+                drop(counted);
+                self.put(State::Paused(Box::new(Paused { pause, call, head, since: now })));
                 self.shared.wake.notify_one();
                 Next::Wait
             }
-            Admission::No(no) => {
+            Taken::No(no) => {
                 let refusal = Refusal::from_no(&no, snapshot);
                 self.refuse_call(stream, refusal, &call, &head, Some(&no), now)
             }
-            Admission::NoWindow(_) => {
+            Taken::NoWindow | Taken::Closing => {
                 self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, now)
             }
         }
@@ -258,20 +326,29 @@ impl Filter {
     /// The client thread woke this stream.
     pub fn scheduled(&self, mut stream: Stream<'_>, event: u64) {
         use plimsoll_core::gateway::Resumed;
-        let Paused { id, call, head, since } = match self.take() {
-            State::Paused(paused) if paused.id.0 == event => *paused,
+        let paused = match self.take() {
+            State::Paused(paused) if paused.pause.id.0 == event => paused,
             // Woken twice, or for what is over.
             other => return self.put(other),
         };
-        self.shared.waiters.leave(id);
-        let Some(resumed) = self.shared.gateway.resume(id) else {
-            return self.put(State::Paused(Box::new(Paused { id, call, head, since })));
+        let counted = self.shared.count();
+        let Some(resumed) = self.shared.gateway.resume(paused.pause.id) else {
+            // What it was given went with its epoch: it waits on.
+            return self.put(State::Paused(paused));
         };
+        let Paused { pause, call, head, since } = *paused;
+        drop(pause);
         let snapshot = self.shared.snapshot.load_full();
         let next = match resumed {
             Resumed::Admitted(reservation) => {
-                let now = self.shared.clock.now();
-                self.leave(&mut stream, call, Some(reservation), head, since, now)
+                let owed = Owed::new(&self.shared, counted, Some(reservation), call.reserve);
+                if owed.is_counted() {
+                    let now = self.shared.clock.now();
+                    self.leave(&mut stream, call, owed, head, since, now)
+                } else {
+                    drop(owed);
+                    self.refuse_call(&mut stream, Refusal::LedgerUnavailable, &call, &head, None, since)
+                }
             }
             Resumed::No(no) => {
                 let refusal = Refusal::from_no(&no, &snapshot);
@@ -353,13 +430,9 @@ impl Filter {
     /// The stream is over, for whatever reason. Called at least once.
     pub fn end(&self) {
         match self.take() {
-            State::Paused(paused) => {
-                self.shared.waiters.leave(paused.id);
-                self.shared.gateway.give_up(paused.id);
-                self.shared.wake.notify_one();
-            }
             State::InFlight(in_flight) => self.settle(*in_flight, None),
-            State::New | State::Reading(_) | State::Done => {}
+            // A pause is given up where it is dropped.
+            State::Paused(_) | State::New | State::Reading(_) | State::Done => {}
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The gateway's metrics. Envoy's own counters vanish with every new filter configuration, and cost more.
 
+use plimsoll_core::protocol::Outcome;
+use plimsoll_core::settle::Settled;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -107,6 +109,20 @@ impl Metrics {
             policy_rejected,
             registry: Mutex::new(registry),
         }
+    }
+
+    /// Counts a settlement.
+    pub fn settle(&self, settled: &Settled, kind: &'static str) {
+        match settled.outcome {
+            Outcome::Completed => self.completed.inc(),
+            Outcome::UsageMissing | Outcome::ProviderError | Outcome::Abandoned | Outcome::Replayed => {
+                self.settled.get_or_create(&Kind { kind }).inc()
+            }
+        };
+        let usage = &settled.usage;
+        self.input_tokens.inc_by(usage.input + usage.cached_input + usage.cache_write);
+        self.output_tokens.inc_by(usage.output);
+        self.cost.inc_by(u64::try_from(settled.charge.usd.0).unwrap_or(0));
     }
 
     /// In the text format of Prometheus.

@@ -19,7 +19,7 @@ use plimsoll_core::protocol::LogState;
 use plimsoll_core::snapshot::Snapshot;
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -58,8 +58,10 @@ pub struct Shared {
     pub found: LogState,
     /// The ledger has closed this epoch: nothing is admitted until a new one has begun.
     pub closing: AtomicBool,
-    /// Metered calls that have not settled.
+    /// Metered calls that have not settled: see [`Shared::count`].
     pub in_flight: AtomicI64,
+    /// The client thread failed: nothing is admitted any more.
+    pub stranded: AtomicBool,
     /// The last configuration is gone: the client says what is left, and ends.
     pub finishing: AtomicBool,
     /// The log could not be written the last time it was tried.
@@ -70,6 +72,9 @@ impl Shared {
     /// Why this gateway should get no traffic; `None`: it is ready.
     #[must_use]
     pub fn not_ready(&self) -> Option<&'static str> {
+        if self.stranded.load(Relaxed) {
+            return Some("the filter's client has failed, see the log; restart this gateway");
+        }
         if self.hmac_key.get().is_none() {
             return Some("no operator has answered since this gateway started");
         }
@@ -80,6 +85,16 @@ impl Shared {
             return Some("the ledger has closed this gateway's epoch; calls in flight are ending");
         }
         None
+    }
+
+    /// Counts a call in flight, before anything is taken for it. `None`: an epoch ends, so the call must
+    /// not be admitted to it.
+    #[must_use]
+    pub fn count(self: &Arc<Self>) -> Option<Counted> {
+        self.in_flight.fetch_add(1, SeqCst);
+        let counted = Counted(self.clone());
+        // In this order: an epoch begins where `closing` was set and nothing was counted after it.
+        (!self.closing.load(SeqCst)).then_some(counted)
     }
 
     /// The metrics' text, with what is read at this moment.
@@ -115,6 +130,16 @@ impl Shared {
     /// Counts a refusal.
     pub fn count_refusal(&self, code: &'static str) {
         self.metrics.refused.get_or_create(&Kind { kind: code }).inc();
+    }
+}
+
+/// A call that is counted in flight. While there is one, no epoch begins.
+#[derive(Debug)]
+pub struct Counted(Configured);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, SeqCst);
     }
 }
 
@@ -197,6 +222,7 @@ fn start(config: Config) -> Result<(Configured, Receiver<()>), String> {
         found: found.state,
         closing: AtomicBool::new(false),
         in_flight: AtomicI64::new(0),
+        stranded: AtomicBool::new(false),
         finishing: AtomicBool::new(false),
         log_failing: AtomicBool::new(false),
         config,

@@ -5,15 +5,17 @@ use crate::abi::{self, Level};
 use crate::config::Config;
 use crate::metrics::Kind;
 use crate::process::{Shared, random_epoch};
+use plimsoll_core::ids::Epoch;
 use plimsoll_core::protocol::{FromGateway, FromLedger};
 use plimsoll_wire::proto::{self, ledger_client::LedgerClient};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Messages on their way; a ledger that lets more wait is not there.
 const OUTBOX: usize = 1_024;
@@ -30,11 +32,25 @@ const LARGEST: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) enum LinkEvent {
     /// A stream is being opened: Hello is under way, this is where the rest goes.
-    Opening(mpsc::Sender<FromGateway>),
+    Opening(Outbox),
     /// The ledger said something.
     Heard(FromLedger),
     /// The stream is gone.
-    Broken,
+    Broken {
+        /// The ledger has ended it; else it may not have heard all of it.
+        by_ledger: bool,
+    },
+}
+
+/// Where messages of one stream go.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    /// The epoch that its Hello spoke of.
+    pub epoch: Epoch,
+    /// The messages; dropped, the stream's own half ends once they are sent.
+    pub queue: mpsc::Sender<FromGateway>,
+    /// Dropped, the whole stream ends at once.
+    pub open: oneshot::Sender<()>,
 }
 
 /// Where the operators are.
@@ -86,8 +102,17 @@ impl Link {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
         for endpoint in self.endpoints.iter().cycle() {
-            match stream(endpoint, &shared, &events).await {
-                Ended::Greeted(why) => {
+            // What a Hello would say of an epoch that ends helps nobody.
+            while shared.closing.load(SeqCst) {
+                if events.is_closed() {
+                    return;
+                }
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
+            let ended = stream(endpoint, &shared, &events).await;
+            let by_ledger = matches!(ended, Ended::Greeted { by_ledger: true, .. });
+            match ended {
+                Ended::Greeted { why, .. } => {
                     abi::log(
                         Level::Warn,
                         &format!("plimsoll: the ledger at {} is gone: {why}", endpoint.uri()),
@@ -103,9 +128,14 @@ impl Link {
                         told = true;
                     }
                 }
+                Ended::Left { greeted } => {
+                    if greeted {
+                        (pause, told) = (FIRST_PAUSE, false);
+                    }
+                }
                 Ended::Unheard => return,
             }
-            if events.send(LinkEvent::Broken).await.is_err() {
+            if events.send(LinkEvent::Broken { by_ledger }).await.is_err() {
                 return;
             }
             tokio::time::sleep(jittered(pause)).await;
@@ -116,9 +146,11 @@ impl Link {
 
 enum Ended {
     /// It was in use.
-    Greeted(String),
+    Greeted { why: String, by_ledger: bool },
     /// It never was.
     Ungreeted(String),
+    /// The client has dropped its outbox.
+    Left { greeted: bool },
     /// Nobody listens any more.
     Unheard,
 }
@@ -130,14 +162,32 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
         Err(error) => return ungreeted(&causes(&error)),
     };
     let (outbox, queue) = mpsc::channel(OUTBOX);
+    let (open, left) = oneshot::channel();
     let mut hello = shared.gateway.hello(log_state(shared), shared.log.sequence());
     hello.policy = shared.snapshot.load().versions().collect();
+    let epoch = hello.epoch;
     shared.metrics.said.get_or_create(&Kind { kind: "hello" }).inc();
     if outbox.send(FromGateway::Hello(hello)).await.is_err()
-        || events.send(LinkEvent::Opening(outbox)).await.is_err()
+        || events.send(LinkEvent::Opening(Outbox { epoch, queue: outbox, open })).await.is_err()
     {
         return Ended::Unheard;
     }
+    let mut greeted = false;
+    tokio::select! {
+        ended = listen(channel, queue, events, &mut greeted) => return ended,
+        _ = left => {}
+    }
+    Ended::Left { greeted }
+}
+
+/// Says what comes out of `queue`, hears what the ledger says, until the stream ends.
+async fn listen(
+    channel: Channel,
+    queue: mpsc::Receiver<FromGateway>,
+    events: &mpsc::Sender<LinkEvent>,
+    greeted: &mut bool,
+) -> Ended {
+    let ungreeted = |why: &dyn std::fmt::Display| Ended::Ungreeted(why.to_string());
     let said = ReceiverStream::new(queue).map(proto::GatewayMessage::from);
     let mut client = LedgerClient::new(channel).max_decoding_message_size(LARGEST);
     let mut heard = match tokio::time::timeout(GREET, client.connect(said)).await {
@@ -145,9 +195,8 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
         Ok(Err(status)) => return ungreeted(&status.message()),
         Err(_) => return ungreeted(&"it does not answer"),
     };
-    let mut greeted = false;
     loop {
-        let message = if greeted {
+        let message = if *greeted {
             heard.message().await
         } else {
             match tokio::time::timeout(GREET, heard.message()).await {
@@ -155,11 +204,11 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
                 Err(_) => return ungreeted(&"it does not greet"),
             }
         };
-        let why = match message {
+        let (why, by_ledger) = match message {
             Ok(Some(message)) => match FromLedger::try_from(message) {
                 Ok(message) => {
                     let closed = matches!(&message, FromLedger::Welcome(welcome) if welcome.epoch_closed);
-                    greeted = true;
+                    *greeted = true;
                     if events.send(LinkEvent::Heard(message)).await.is_err() {
                         return Ended::Unheard;
                     }
@@ -177,10 +226,10 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
                     continue;
                 }
             },
-            Ok(None) => "it ended the stream".to_owned(),
-            Err(status) => status.message().to_owned(),
+            Ok(None) => ("it ended the stream".to_owned(), true),
+            Err(status) => (status.message().to_owned(), false),
         };
-        return if greeted { Ended::Greeted(why) } else { Ended::Ungreeted(why) };
+        return if *greeted { Ended::Greeted { why, by_ledger } } else { Ended::Ungreeted(why) };
     }
 }
 

@@ -1,25 +1,18 @@
 //! The answer: metered as it passes, never held; settled once, however it ends.
 
+use super::owed::Owed;
 use super::{Filter, LocalReply, State, respond};
 use crate::abi::{Body, Headers, Stream};
-use crate::metrics::Kind;
 use plimsoll_core::meter::{Framing, Measured, Meter, Stripper};
 use plimsoll_core::policy::Enforcement;
-use plimsoll_core::protocol::Outcome;
 use plimsoll_core::session::Call;
 use plimsoll_core::settle::{Ended, settle};
-use plimsoll_core::slice::Reservation;
-use plimsoll_wire::proto;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// A call that was sent and has not settled.
 #[derive(Debug)]
 pub(super) struct InFlight {
     call: Box<Call>,
-    /// Absent where nothing enforces.
-    reservation: Option<Reservation>,
-    /// Its admission's sequence; absent where the log could not be written and nothing enforces.
-    sequence: Option<u64>,
+    owed: Owed,
     request_id: String,
     /// The budgets that it is charged to, for the caller.
     budgets: String,
@@ -29,21 +22,15 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    pub fn new(
-        call: Box<Call>,
-        reservation: Option<Reservation>,
-        sequence: Option<u64>,
-        request_id: String,
-        budgets: String,
-    ) -> Self {
-        Self { call, reservation, sequence, request_id, budgets, status: 0, meter: None, stripper: None }
+    pub fn new(call: Box<Call>, owed: Owed, request_id: String, budgets: String) -> Self {
+        Self { call, owed, request_id, budgets, status: 0, meter: None, stripper: None }
     }
 }
 
 impl Filter {
     /// The answer's headers.
     pub fn response_headers(&self, stream: &mut Stream<'_>, end: bool) {
-        let State::InFlight(mut sent) = self.take() else { return };
+        let Some(mut sent) = self.take_sent() else { return };
         let mut content_type = None;
         stream.each_header(Headers::Response, |name, value| match name {
             b":status" => {
@@ -86,7 +73,7 @@ impl Filter {
 
     /// A part of the answer's body.
     pub fn response_body(&self, stream: &mut Stream<'_>, end: bool) {
-        let State::InFlight(mut sent) = self.take() else { return };
+        let Some(mut sent) = self.take_sent() else { return };
         if let Some(meter) = &mut sent.meter {
             stream.each_piece(Body::Response, |piece| meter.push(piece));
         }
@@ -107,7 +94,7 @@ impl Filter {
 
     /// The answer's trailers: its body has ended before them.
     pub fn response_trailers(&self, _stream: &mut Stream<'_>) {
-        if let State::InFlight(sent) = self.take() {
+        if let Some(sent) = self.take_sent() {
             let ended = self.answered(&sent);
             self.settle(*sent, Some(ended));
         }
@@ -115,49 +102,23 @@ impl Filter {
 
     /// Settles; `None`: the stream was given up.
     pub(super) fn settle(&self, sent: InFlight, ended: Option<Ended>) {
-        let InFlight { call, reservation, sequence, meter, .. } = sent;
+        let InFlight { call, owed, meter, .. } = sent;
         let ended = ended.unwrap_or(match self.local_reply.get() {
             Some(LocalReply::NoConnection) => Ended::NoConnection,
             Some(LocalReply::Unknown) | None => Ended::Unknown,
         });
         let measured = meter.map_or_else(Measured::default, Meter::finish);
-        let settled = settle(&call, ended, &measured);
-        let shared = &self.shared;
-        if let Some(sequence) = sequence {
-            let written = shared.log.settle(&proto::Settlement {
-                sequence: 0,
-                admission: sequence,
-                settled_at: shared.clock.now().0,
-                usage: Some(settled.usage.into()),
-                charge: Some(settled.charge.into()),
-                // One tier in this version: the best one is the one that answered.
-                best_tier_nano_usd: settled.charge.usd.0,
-                outcome: outcome(settled.outcome).0.into(),
-            });
-            shared.log_written(written.as_ref().copied());
-        }
-        if reservation.is_some_and(|reservation| reservation.settle(&settled.charge)) {
-            shared.wake.notify_one();
-        }
-        shared.in_flight.fetch_sub(1, Relaxed);
-        let metrics = &shared.metrics;
-        match settled.outcome {
-            Outcome::Completed => metrics.completed.inc(),
-            other => metrics.settled.get_or_create(&Kind { kind: outcome(other).1 }).inc(),
-        };
-        let usage = &settled.usage;
-        metrics.input_tokens.inc_by(usage.input + usage.cached_input + usage.cache_write);
-        metrics.output_tokens.inc_by(usage.output);
-        metrics.cost.inc_by(u64::try_from(settled.charge.usd.0).unwrap_or(0));
+        owed.settle(&settle(&call, ended, &measured));
     }
-}
 
-fn outcome(outcome: Outcome) -> (proto::Outcome, &'static str) {
-    match outcome {
-        Outcome::Completed => (proto::Outcome::Completed, "completed"),
-        Outcome::UsageMissing => (proto::Outcome::UsageMissing, "usage_missing"),
-        Outcome::ProviderError => (proto::Outcome::ProviderError, "provider_error"),
-        Outcome::Abandoned => (proto::Outcome::Abandoned, "abandoned"),
-        Outcome::Replayed => (proto::Outcome::Replayed, "replayed"),
+    /// A call in flight, and nothing else.
+    fn take_sent(&self) -> Option<Box<InFlight>> {
+        match self.take() {
+            State::InFlight(sent) => Some(sent),
+            other => {
+                self.put(other);
+                None
+            }
+        }
     }
 }

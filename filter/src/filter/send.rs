@@ -1,5 +1,6 @@
 //! Letting a call go: into the log first, then on its way.
 
+use super::owed::Owed;
 use super::response::InFlight;
 use super::{Captured, Filter, Next, State};
 use crate::abi::{Body, Headers, Stream};
@@ -11,7 +12,6 @@ use plimsoll_core::session::{Call, Passage};
 use plimsoll_core::slice::Reservation;
 use plimsoll_core::snapshot::Snapshot;
 use plimsoll_wire::proto;
-use std::sync::atomic::Ordering::Relaxed;
 
 impl Filter {
     /// The reserve is taken: writes the admission, directs the request, and lets it go.
@@ -19,43 +19,34 @@ impl Filter {
         &self,
         stream: &mut Stream<'_>,
         mut call: Box<Call>,
-        reservation: Option<Reservation>,
+        mut owed: Owed,
         head: Box<Captured>,
         paused_at: UnixMs,
         now: UnixMs,
     ) -> Next {
-        let admission = admission(&mut call, reservation.as_ref(), &head, paused_at, now);
+        let admission = admission(&mut call, owed.reservation(), &head, paused_at, now);
         let budgets = match call.enforcement {
             Enforcement::Enforce => budgets(&call.limits),
             Enforcement::Observe => String::new(),
         };
-        // Counted before it is written, so that a new epoch never begins between the two.
-        self.shared.in_flight.fetch_add(1, Relaxed);
-        let sequence = match self.shared.log.admit(&admission) {
-            Ok(sequence) => {
-                self.shared.log_written(Ok(()));
-                Some(sequence)
-            }
-            Err(error) => {
-                self.shared.log_written(Err(&error));
-                if let Some(reservation) = reservation {
-                    self.shared.in_flight.fetch_sub(1, Relaxed);
-                    if reservation.release() {
-                        self.shared.wake.notify_one();
-                    }
-                    return self.refuse_call(
-                        stream,
-                        Refusal::LedgerUnavailable,
-                        &call,
-                        &head,
-                        None,
-                        paused_at,
-                    );
+        // While an epoch ends there is no log for it: where nothing enforces it goes on, unaccounted for.
+        if owed.is_counted() {
+            match self.shared.log.admit(&admission) {
+                Ok(sequence) => {
+                    self.shared.log_written(Ok(()));
+                    owed.admitted(sequence);
                 }
-                // Nothing enforces here: it goes on, unaccounted for, and is counted as a failure of the log.
-                None
+                Err(error) => {
+                    self.shared.log_written(Err(&error));
+                    if owed.reservation().is_some() {
+                        drop(owed);
+                        let unavailable = Refusal::LedgerUnavailable;
+                        return self.refuse_call(stream, unavailable, &call, &head, None, paused_at);
+                    }
+                    // The same; it is counted as a failure of the log.
+                }
             }
-        };
+        }
         self.shared.metrics.sent.inc();
         direct(stream, &call.passage);
         if head.accepts_encoding {
@@ -67,7 +58,7 @@ impl Filter {
             stream.set_header(Headers::Request, "x-envoy-upstream-rq-timeout-ms", timeout.as_bytes());
         }
         let request_id = admission.request_id;
-        self.put(State::InFlight(Box::new(InFlight::new(call, reservation, sequence, request_id, budgets))));
+        self.put(State::InFlight(Box::new(InFlight::new(call, owed, request_id, budgets))));
         Next::Continue
     }
 }

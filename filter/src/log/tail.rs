@@ -20,7 +20,7 @@ const CHUNK: usize = 256 << 10;
 /// Why the tail can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
-    /// The file can't be read.
+    /// The file can't be read now; nothing is lost, the next read tries again.
     #[error("the admission log can't be read: {0}")]
     Read(#[from] io::Error),
     /// The file was changed under our feet.
@@ -77,7 +77,7 @@ impl Tail {
     /// The next rows, at most `most`, in order of settlement; fewer when there are no more now.
     ///
     /// # Errors
-    /// The log can't be read or was damaged while it was in use.
+    /// [`TailError::Read`]: try again later. Otherwise the log was damaged while it was in use.
     pub fn read(&mut self, most: usize) -> Result<Vec<UsageRow>, TailError> {
         let mut rows = Vec::new();
         while rows.len() < most {
@@ -88,13 +88,27 @@ impl Tail {
                 self.needed.push_back((next, 0));
                 continue;
             }
-            self.read_chunk(length)?;
-            self.take(most, &mut rows)?;
+            match self.read_chunk(length) {
+                Ok(()) => self.take(most, &mut rows)?,
+                // Rows that were read will not be read again; the next read meets the error.
+                Err(TailError::Read(_)) if !rows.is_empty() => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(rows)
     }
 
-    fn read_chunk(&mut self, length: u64) -> io::Result<()> {
+    fn read_chunk(&mut self, length: u64) -> Result<(), TailError> {
+        self.fill(length).map_err(|error| match error.kind() {
+            // No later read will find what is gone.
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
+                Damage { at: self.at, what: "a segment's file" }.into()
+            }
+            _ => TailError::Read(error),
+        })
+    }
+
+    fn fill(&mut self, length: u64) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => self.file.insert(File::open(path(&self.log.directory, self.segment))?),
