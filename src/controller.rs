@@ -234,7 +234,9 @@ impl<K: Sink> Controller<K> {
             self.publish_clusters(at);
         }
         self.touched.planned(&delta);
-        if !delta.policy.is_empty() || delta.limits {
+        // The first plan lets gateways in, whatever is in it.
+        let first = !self.parts.ledger.is_open();
+        if !delta.policy.is_empty() || delta.limits || first {
             let (mut changed, mut removed) = (Vec::new(), Vec::new());
             for (key, object) in delta.policy {
                 match object {
@@ -249,7 +251,7 @@ impl<K: Sink> Controller<K> {
                 "policy changes"
             );
             self.parts.metrics.published.inc_by(u64::try_from(changed.len() + removed.len()).unwrap_or(0));
-            if delta.limits {
+            if delta.limits || first {
                 let limits = self.planner.plan().limits.clone();
                 self.parts.ledger.publish(limits, changed, removed).await;
             } else {
@@ -260,7 +262,7 @@ impl<K: Sink> Controller<K> {
             self.parts.metrics.plans.inc();
             self.parts.metrics.apply_seconds.observe(at.elapsed().as_secs_f64());
         }
-        self.stale |= delta.clusters || delta.limits || !delta.objects.is_empty();
+        self.stale |= delta.clusters || delta.limits || delta.windows || !delta.objects.is_empty();
     }
 
     fn publish_clusters(&mut self, now: Instant) {

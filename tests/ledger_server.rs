@@ -41,7 +41,10 @@ fn settings(transport: Transport) -> ServerSettings {
 }
 
 async fn serve(path: &Path) -> LedgerHandle {
-    start(settings(Transport::PlainText), SqliteStore::open(path).await.unwrap()).await.unwrap()
+    let ledger = start(settings(Transport::PlainText), SqliteStore::open(path).await.unwrap()).await.unwrap();
+    // The first publication lets gateways in.
+    ledger.publish(BTreeMap::new(), vec![], vec![]).await;
+    ledger
 }
 
 /// The whole of finance's money for ever.
@@ -394,7 +397,7 @@ async fn a_full_disk_is_a_clear_state_and_nothing_is_granted_until_there_is_room
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(SqliteStore::open(dir.path().join("l")).await.unwrap());
     let ledger = start(settings(Transport::PlainText), Shared(Arc::clone(&store))).await.unwrap();
-    ledger.set_limits(terms(5)).await;
+    ledger.publish(terms(5), vec![], vec![]).await;
     let (mut gateway, first) = Gateway::greet(channel(&ledger).await, "gw", 1, vec![]).await;
     gateway.say(ask(1, DOLLAR)).await;
     let granted = gateway.answer(|answer| answer.earmarks == [AskId(1)]).await.grants[0].granted;
@@ -422,6 +425,55 @@ async fn a_full_disk_is_a_clear_state_and_nothing_is_granted_until_there_is_room
     gateway.say(FromGateway::Report(report)).await;
     gateway.answer(|answer| answer.durable == through).await;
     assert_eq!(store.check().await.unwrap(), []);
+    ledger.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_comes_back_before_the_first_plan_keeps_its_policy_and_its_slices() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let all = object("all", "{}".into());
+    let ledger = serve(&path).await;
+    ledger.publish(terms(10), vec![all.clone()], vec![]).await;
+    let (mut gateway, _) = Gateway::greet(channel(&ledger).await, "gw", 1, vec![]).await;
+    gateway.say(ask(1, DOLLAR)).await;
+    let granted = gateway.answer(|answer| answer.earmarks == [AskId(1)]).await.grants[0].granted;
+    ledger.shutdown().await;
+
+    let store = SqliteStore::open(&path).await.unwrap();
+    let ledger = start(settings(Transport::PlainText), store).await.unwrap();
+    let early = tokio::spawn({
+        // Connected by the listener's queue; nobody has accepted it.
+        let endpoint = Endpoint::from_shared(format!("http://{}", ledger.address())).unwrap();
+        let channel = endpoint.connect_lazy();
+        let held = (all.key.clone(), all.version);
+        async move {
+            let mut gateway = Gateway::connect(channel).await.unwrap();
+            let FromGateway::Hello(hello) = hello("gw", 1, vec![totals(granted.0, 0, 0)]) else { panic!() };
+            gateway.say(FromGateway::Hello(Hello { policy: vec![held], ..hello })).await;
+            let first = gateway.hear().await.unwrap();
+            (gateway, first)
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!early.is_finished() && ledger.hub().gateways().is_empty(), "it was let in without a plan");
+    ledger.publish(terms(10), vec![all], vec![]).await;
+    let (mut gateway, first) = timeout(SOON, early).await.unwrap().unwrap();
+    assert!(matches!(first, FromLedger::Welcome(_)), "{first:?}");
+    let (mut told, mut answered) = (false, false);
+    while !(told && answered) {
+        match gateway.hear().await.unwrap() {
+            FromLedger::PolicyDelta(delta) => {
+                assert!(delta.removed.is_empty() && delta.objects.is_empty(), "{delta:?}");
+                told = true;
+            }
+            FromLedger::Answer(answer) => {
+                assert!(answer.grants.iter().all(|grant| grant.recall == 0), "{answer:?}");
+                answered |= answer.grants.iter().any(|grant| grant.granted == granted);
+            }
+            FromLedger::Welcome(_) => panic!("welcomed twice"),
+        }
+    }
     ledger.shutdown().await;
 }
 
@@ -515,6 +567,7 @@ async fn only_a_gateway_with_a_certificate_of_our_authority_may_connect() {
     };
     let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
     let ledger = start(settings(Transport::MutualTls(files)), store).await.unwrap();
+    ledger.publish(BTreeMap::new(), vec![], vec![]).await;
     let port = ledger.address().port();
     let endpoint = |scheme: &str| Endpoint::from_shared(format!("{scheme}://localhost:{port}")).unwrap();
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ours.certificate.pem()));

@@ -7,6 +7,7 @@ use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::policy::{PolicyKey, PolicyVersion};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the gateways hold and the ledger knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub struct Trouble {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
     /// Policy that it acknowledged.
-    pub held: BTreeMap<PolicyKey, PolicyVersion>,
+    pub held: Arc<BTreeMap<PolicyKey, PolicyVersion>>,
     /// Policy that it does not understand, in its words.
     pub rejected: BTreeMap<PolicyKey, String>,
     /// Clusters as planned now: those that Envoy answered for.

@@ -17,6 +17,10 @@ use plimsoll_core::window::WindowSpec;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How long a window's body keeps the window before: a gateway whose clock is behind, or that hears of
+/// everything later, still has calls in it.
+const KEPT_MS: i64 = 2_000;
+
 /// Keeps a plan up to date.
 #[derive(Debug)]
 pub struct Planner {
@@ -39,6 +43,8 @@ struct Marked {
 struct Window {
     spec: WindowSpec,
     limits: usize,
+    /// When the current window ends.
+    end: UnixMs,
     /// From when on its body is another one.
     stale: UnixMs,
 }
@@ -52,6 +58,8 @@ pub struct Delta {
     pub limits: bool,
     /// Whether [`Plan::clusters`], or the value of a key that they use, changed.
     pub clusters: bool,
+    /// Whether a window began: the statuses that show it are others now.
+    pub windows: bool,
     /// Objects that were compiled again: their statuses may be others now.
     pub objects: BTreeSet<ObjectId>,
 }
@@ -106,10 +114,10 @@ impl Planner {
         self.mark_all();
     }
 
-    /// When [`Planner::replan`] must be called again although nothing changes: a window begins.
+    /// When [`Planner::replan`] must be called again although nothing changes: a window begins, or is sent.
     #[must_use]
     pub fn next(&self) -> UnixMs {
-        self.windows.values().map(|window| window.stale).min().unwrap_or(UnixMs::NEVER)
+        self.windows.values().map(|window| window.stale.min(window.end)).min().unwrap_or(UnixMs::NEVER)
     }
 
     /// Brings the plan up to date.
@@ -337,7 +345,8 @@ impl Planner {
         let before = self.plan.budgets.remove(name).unwrap_or_default();
         let mut plan = BudgetPlan::default();
         for (key, spec, terms) in limits {
-            let fresh = || Window { spec: spec.clone(), limits: 0, stale: UnixMs(i64::MIN) };
+            let first = UnixMs(i64::MIN);
+            let fresh = || Window { spec: spec.clone(), limits: 0, end: first, stale: first };
             self.windows.entry(key.window.clone()).or_insert_with(fresh).limits += 1;
             let old = self.plan.limits.insert(key.clone(), terms);
             delta.limits |= old != Some(terms);
@@ -360,12 +369,19 @@ impl Planner {
         for (spec, window) in &mut self.windows {
             if window.limits == 0 {
                 due.push((spec.clone(), None));
-            } else if now >= window.stale {
-                let ahead = window.spec.ahead(now, ride_through);
+                continue;
+            }
+            if now >= window.end {
+                window.end = window.spec.bounds(now).end;
+                delta.windows = true;
+            }
+            if now >= window.stale {
+                let ahead = window.spec.ahead(now.plus(-KEPT_MS), ride_through.saturating_add(KEPT_MS));
                 let first = ahead.bounds.first().map_or(UnixMs::NEVER, |bounds| bounds.end);
                 let last = ahead.bounds.last().map_or(UnixMs::NEVER, |bounds| bounds.end);
-                window.stale =
-                    if last == UnixMs::NEVER { first } else { first.min(last.plus(-ride_through)) };
+                let kept = if first == UnixMs::NEVER { first } else { first.plus(KEPT_MS) };
+                let sent = if last == UnixMs::NEVER { last } else { last.plus(-ride_through) };
+                window.stale = kept.min(sent).max(now.plus(1));
                 due.push((spec.clone(), Some(ahead)));
             }
         }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -47,7 +48,7 @@ struct Spend {
 fn applied(scene: &Scene, plan: &Plan) -> Applied {
     let gateway = |behaviour: &Behaviour| match behaviour {
         Behaviour::Holds => Gateway {
-            held: plan.policy.iter().map(|(key, object)| (key.clone(), object.version)).collect(),
+            held: Arc::new(plan.policy.iter().map(|(key, object)| (key.clone(), object.version)).collect()),
             rejected: BTreeMap::new(),
             clusters: plan.clusters.keys().map(|name| (name.clone(), ClusterState::Acknowledged)).collect(),
         },

@@ -1,12 +1,12 @@
 //! A plan that was kept up to date equals one made at once, whatever the order of changes; and how
 //! long a change takes among 10,000 budgets.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
 use plimsoll_api::{Object, ObjectId};
 use plimsoll_core::ids::UnixMs;
-use plimsoll_core::policy::Enforcement;
+use plimsoll_core::policy::{Body, Enforcement, PolicyKey};
 use plimsoll_plan::settings::Duration;
 use plimsoll_plan::{Delta, Planner, Settings, World, plan};
 use proptest::prelude::*;
@@ -167,7 +167,7 @@ proptest! {
                 Step::Replan(later) => {
                     now = now.plus(later);
                     let before = planner.plan().clone();
-                    let Delta { policy, limits, clusters, objects: _ } = planner.replan(now);
+                    let Delta { policy, limits, clusters, windows: _, objects: _ } = planner.replan(now);
                     for (key, object) in policy {
                         match object {
                             Some(object) => drop(held.insert(key, object)),
@@ -206,6 +206,29 @@ fn a_budget_that_turns_bad_keeps_its_predecessor_in_force() {
     planner.replan(UnixMs(2));
     assert!(planner.plan().limits.keys().all(|limit| limit.window == "Day@Europe/Paris"));
     assert_eq!(planner.plan().limits.len(), 1);
+}
+
+#[test]
+fn a_window_that_ended_is_sent_for_two_seconds_more_and_shown_no_longer() {
+    let spec = json!({"limits": [{"name": "minute", "amount": 5, "window": {"period": "Minute"}}]});
+    let mut planner = support::planner(settings(), [support::object(&manifest("AIBudget", "a", "x", spec))]);
+    let starts = |planner: &Planner| -> Vec<i64> {
+        let key = PolicyKey::Window("Minute@UTC".to_owned());
+        let Body::Window(window) = planner.plan().policy[&key].decode().unwrap() else { panic!("a window") };
+        window.bounds.iter().map(|bounds| bounds.start.0).collect()
+    };
+    planner.replan(UnixMs(30_000));
+    assert_eq!((starts(&planner)[0], planner.next()), (0, UnixMs(60_000)));
+    let delta = planner.replan(UnixMs(60_000));
+    assert!(delta.windows, "statuses show the new one: {delta:?}");
+    assert_eq!((&starts(&planner)[..2], planner.next()), (&[0, 60_000][..], UnixMs(62_000)));
+    let delta = planner.replan(UnixMs(62_000));
+    assert!(!delta.windows);
+    assert_eq!((starts(&planner)[0], planner.next()), (60_000, UnixMs(120_000)));
+    // Whoever starts within the two seconds sends it as well.
+    planner.set(settings());
+    planner.replan(UnixMs(121_999));
+    assert_eq!(starts(&planner)[0], 60_000);
 }
 
 /// Run with `--nocapture` to see the figures. The bound is wide, for a loaded machine: what it

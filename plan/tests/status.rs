@@ -33,8 +33,11 @@ impl Scene {
 
     fn gateway(&mut self, name: &str, holds: bool) {
         let policy = self.planner.plan().policy.iter().filter(|_| holds);
-        let held = policy.map(|(key, object)| (key.clone(), object.version)).collect();
-        self.applied.gateways.insert(name.to_owned(), Gateway { held, ..Gateway::default() });
+        let held: std::collections::BTreeMap<_, _> =
+            policy.map(|(key, object)| (key.clone(), object.version)).collect();
+        self.applied
+            .gateways
+            .insert(name.to_owned(), Gateway { held: std::sync::Arc::new(held), ..Gateway::default() });
     }
 
     fn spend(&mut self, dollars_in_cents: i64, exhausted: bool) {

@@ -23,8 +23,7 @@ pub(super) fn applied(
     let mut gateways: BTreeMap<String, Gateway> = BTreeMap::new();
     for state in ledger.hub().gateways() {
         let rejected = state.rejected.into_iter().map(|(key, rejection)| (key, rejection.reason)).collect();
-        let held = std::sync::Arc::unwrap_or_clone(state.holds);
-        gateways.insert(state.id, Gateway { held, rejected, clusters: BTreeMap::new() });
+        gateways.insert(state.id, Gateway { held: state.holds, rejected, clusters: BTreeMap::new() });
     }
     // An Envoy that only asks for clusters counts too: it serves, and holds no policy.
     for (node, held) in &envoys {
@@ -67,7 +66,7 @@ fn spend(ledger: &LedgerHandle, plan: &Plan, now: UnixMs) -> Spend {
                 settled: spent.settled,
                 unaccounted: spent.unaccounted,
                 counted_since: (spent.counted_since.0 != 0).then_some(spent.counted_since),
-                exhausted: false,
+                exhausted: ledger.spend().is_exhausted(&account),
             };
             Some((account, spent))
         })

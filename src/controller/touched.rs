@@ -6,6 +6,7 @@ use plimsoll_core::ids::ObjectName;
 use plimsoll_core::policy::PolicyKey;
 use plimsoll_plan::{Applied, Delta, Spend};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Some budgets, or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +41,8 @@ impl Touched {
     /// The plan changed.
     pub(super) fn planned(&mut self, delta: &Delta) {
         // A window that began changes every status that shows it; what is served decides about prices.
-        let window =
-            delta.policy.keys().any(|key| matches!(key, PolicyKey::Window(_) | PolicyKey::Installation));
-        if window || delta.objects.iter().any(|id| id.kind != "AIBudget") {
+        let all = delta.windows || delta.policy.contains_key(&PolicyKey::Installation);
+        if all || delta.objects.iter().any(|id| id.kind != "AIBudget") {
             *self = Self::All;
         }
         for id in &delta.objects {
@@ -58,6 +58,10 @@ impl Touched {
         for (old, new) in before.gateways.values().zip(after.gateways.values()) {
             if old.rejected != new.rejected {
                 return Self::All;
+            }
+            // The hub's own map, as long as nothing is acknowledged.
+            if Arc::ptr_eq(&old.held, &new.held) {
+                continue;
             }
             for key in differing(&old.held, &new.held) {
                 match key {
@@ -101,7 +105,7 @@ mod tests {
     fn applied(held: &[(PolicyKey, u64)], spent: &[(&str, i64)]) -> Applied {
         let mut applied = Applied::default();
         let held = held.iter().map(|(key, version)| (key.clone(), PolicyVersion(*version))).collect();
-        applied.gateways.insert("gw".to_owned(), Gateway { held, ..Gateway::default() });
+        applied.gateways.insert("gw".to_owned(), Gateway { held: Arc::new(held), ..Gateway::default() });
         for (name, nano) in spent {
             let limit = LimitKey {
                 budget: budget(name),

@@ -252,6 +252,7 @@ impl<S: Store> Actor<S> {
             self.board.update(moved);
         }
         let ledger = &self.life.ledger;
+        self.board.set_exhausted(ledger.exhausted());
         self.metrics.waiting.set(i64::try_from(ledger.waiting()).unwrap_or(i64::MAX));
         self.metrics.gateways.set(i64::try_from(ledger.gateways().count()).unwrap_or(i64::MAX));
         self.metrics.mismatches.set(i64::try_from(ledger.mismatches()).unwrap_or(i64::MAX));
@@ -338,6 +339,7 @@ pub(super) async fn forget_in_time<S: Store>(
     store: Arc<S>,
     clock: Arc<Clock>,
     hub: Arc<super::PolicyHub>,
+    board: Arc<SpendBoard>,
     lost_after_ms: i64,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -345,7 +347,16 @@ pub(super) async fn forget_in_time<S: Store>(
         let now: UnixMs = clock.now();
         hub.forget(now.plus(-lost_after_ms));
         let more = match store.forget(now).await {
-            Ok(forgotten) => forgotten.rows.max(forgotten.buckets) >= super::sqlite::FORGET_AT_ONCE,
+            Ok(forgotten) => {
+                if forgotten.balances > 0 {
+                    // An account that was only just charged is shown again with its next charge.
+                    match store.books().await {
+                        Ok(books) => board.forget(&books.balances),
+                        Err(error) => tracing::warn!(%error, "what was forgotten is still shown"),
+                    }
+                }
+                forgotten.rows.max(forgotten.buckets) >= super::sqlite::FORGET_AT_ONCE
+            }
             Err(error) => {
                 tracing::warn!(%error, "what is old could not be forgotten");
                 false

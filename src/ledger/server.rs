@@ -85,6 +85,8 @@ pub struct LedgerHandle {
     metrics: Metrics,
     address: SocketAddr,
     stop: Arc<watch::Sender<bool>>,
+    /// Whether streams are accepted; from the first publication on.
+    open: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
     /// One publication at a time: limits and policy go in the same order.
     publishing: Arc<Mutex<()>>,
@@ -96,7 +98,8 @@ impl std::fmt::Debug for Input {
     }
 }
 
-/// Starts serving the ledger in `store`.
+/// Starts the ledger in `store`. Its address is taken at once; gateways are let in when there is a plan, with
+/// the first [`LedgerHandle::publish`]: who comes back sooner would hear that everything is removed.
 ///
 /// # Errors
 /// The store can't be read, the certificates are no good, or the address is taken.
@@ -104,7 +107,8 @@ pub async fn start<S: Store>(settings: ServerSettings, store: S) -> Result<Ledge
     start_beside(settings, store, Routes::default()).await
 }
 
-/// Starts serving the ledger in `store` beside other gRPC services, on one port.
+/// Starts the ledger in `store` beside other gRPC services, on one port; they too are served from the first
+/// publication on.
 ///
 /// # Errors
 /// As [`start`].
@@ -124,6 +128,7 @@ pub async fn start_beside<S: Store>(
     let (inputs, received) = mpsc::channel(MAX_INPUTS);
     let (state, watched) = watch::channel(LedgerState::Serving);
     let (stop, stopped) = watch::channel(false);
+    let (open, opened) = watch::channel(false);
     let settings = Settings { ride_through_ms, lost_after_ms, hmac_key: store.identity().hmac_key };
     let actor = Actor {
         store: Arc::clone(&store),
@@ -155,19 +160,23 @@ pub async fn start_beside<S: Store>(
         server = server.tls_config(tls)?;
     }
     let router = server.add_routes(services.add_service(service));
-    let mut end = stopped.clone();
+    let end = stopped.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
-        let ended = async move {
-            // An error says that the handle is gone: end as well.
-            let _ = end.wait_for(|stopped| *stopped).await;
-        };
+        let ended = told(end);
+        tokio::pin!(ended);
+        // Until then whoever connects waits in the listener's queue.
+        tokio::select! {
+            () = told(opened) => {}
+            () = &mut ended => return,
+        }
         if let Err(error) = router.serve_with_incoming_shutdown(nodelay(listener), ended).await {
             tracing::error!(%error, "the ledger's server ended");
         }
     });
     tasks.spawn(actor.run());
-    tasks.spawn(forget_in_time(store, Arc::clone(&clock), Arc::clone(&hub), lost_after_ms, stopped));
+    let (seen, hubs) = (Arc::clone(&board), Arc::clone(&hub));
+    tasks.spawn(forget_in_time(store, Arc::clone(&clock), hubs, seen, lost_after_ms, stopped));
     Ok(LedgerHandle {
         inputs,
         hub,
@@ -177,9 +186,15 @@ pub async fn start_beside<S: Store>(
         metrics,
         address,
         stop: Arc::new(stop),
+        open: Arc::new(open),
         tasks: Arc::new(Mutex::new(tasks)),
         publishing: Arc::new(Mutex::new(())),
     })
+}
+
+/// Resolves when `signal` is true, and when whoever could say so is gone.
+async fn told(mut signal: watch::Receiver<bool>) {
+    let _ = signal.wait_for(|said| *said).await;
 }
 
 /// Answers are small and must not wait for more.
@@ -194,7 +209,7 @@ fn nodelay(
 impl LedgerHandle {
     /// Puts a plan into force: the ledger first hears of all its limits, then gateways of the changed and
     /// removed objects. So no gateway asks for what the ledger does not know, and what falls, falls at the
-    /// ledger first.
+    /// ledger first. The first one lets gateways in: it must be of everything there is.
     pub async fn publish(
         &self,
         limits: BTreeMap<LimitKey, Terms>,
@@ -204,6 +219,13 @@ impl LedgerHandle {
         let _turn = self.publishing.lock().await;
         self.set_limits(limits).await;
         self.hub.publish(changed, removed);
+        self.open.send_if_modified(|open| !std::mem::replace(open, true));
+    }
+
+    /// Whether gateways are let in: whether anything was published.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
     }
 
     /// Tells the ledger all limits in force; returns when that is committed. While the store fails it

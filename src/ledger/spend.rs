@@ -6,7 +6,7 @@ use super::store::Books;
 use plimsoll_core::account::{AccountKey, Amount, LimitKey};
 use plimsoll_core::ids::{Epoch, UnixMs};
 use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Standing};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{PoisonError, RwLock};
 use tokio::sync::watch;
 
@@ -45,12 +45,18 @@ impl Spent {
 #[derive(Debug)]
 pub struct SpendBoard {
     accounts: RwLock<BTreeMap<AccountKey, Spent>>,
+    /// Accounts on which *exhausted* stands.
+    exhausted: RwLock<BTreeSet<AccountKey>>,
     commits: watch::Sender<u64>,
 }
 
 impl SpendBoard {
     pub(super) fn new(books: &Books) -> Self {
-        let board = Self { accounts: RwLock::default(), commits: watch::Sender::new(0) };
+        let board = Self {
+            accounts: RwLock::default(),
+            exhausted: RwLock::default(),
+            commits: watch::Sender::new(0),
+        };
         board.replace(books);
         board
     }
@@ -59,6 +65,12 @@ impl SpendBoard {
     #[must_use]
     pub fn get(&self, account: &AccountKey) -> Option<Spent> {
         self.accounts.read().unwrap_or_else(PoisonError::into_inner).get(account).copied()
+    }
+
+    /// Whether calls are refused on this account because the rest of it is too small for them.
+    #[must_use]
+    pub fn is_exhausted(&self, account: &AccountKey) -> bool {
+        self.exhausted.read().unwrap_or_else(PoisonError::into_inner).contains(account)
     }
 
     /// All accounts of a limit, oldest window first.
@@ -82,6 +94,21 @@ impl SpendBoard {
         }
         self.accounts.write().unwrap_or_else(PoisonError::into_inner).extend(moved);
         self.commits.send_modify(|commits| *commits += 1);
+    }
+
+    pub(super) fn set_exhausted<'a>(&self, exhausted: impl Iterator<Item = &'a AccountKey> + Clone) {
+        // Compared first: it changes seldom, and steps are many.
+        if self.exhausted.read().unwrap_or_else(PoisonError::into_inner).iter().eq(exhausted.clone()) {
+            return;
+        }
+        *self.exhausted.write().unwrap_or_else(PoisonError::into_inner) = exhausted.cloned().collect();
+        self.commits.send_modify(|commits| *commits += 1);
+    }
+
+    /// Drops accounts that the store has forgotten; `kept` are those that it has.
+    pub(super) fn forget(&self, kept: &BTreeMap<AccountKey, Balance>) {
+        let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
+        accounts.retain(|account, _| kept.contains_key(account));
     }
 
     pub(super) fn replace(&self, books: &Books) {

@@ -119,6 +119,12 @@ impl Scanner {
                     batch.extend(self.catalogue.take(&path, &self.show(&path), load(&path), now));
                 }
             }
+            // The first batch is everything there is, and this would be nothing.
+            Err(error) if self.reported.is_none() => {
+                let directory = self.shown.display();
+                tracing::warn!(%directory, %error, "the directory can't be read; gateways are not let in until it is");
+                return (None, None);
+            }
             // Nothing is deleted: a volume that is away for a moment is not an empty one.
             Err(error) => {
                 let message = format!("the directory can't be read, its objects stay in force: {error}");
