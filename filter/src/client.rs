@@ -300,6 +300,10 @@ impl Client {
         if let Some(installation) = snapshot.installation() {
             shared.gateway.set_ride_through(installation.ride_through_ms);
         }
+        if self.farewell.is_some() {
+            // What is free goes back now, whatever would be in force.
+            return;
+        }
         // Slices first: a call that finds the new budget must find its account. Those that go, go last: a call
         // that misses one finds the policy without it (see `Filter::decide`).
         let windows = |of: &Snapshot| -> Vec<_> {

@@ -373,6 +373,74 @@ fn observe_changes_nothing_but_asks_for_usage() {
 }
 
 #[test]
+fn a_body_that_is_too_large_to_read_passes_as_it_came_where_nothing_enforces() {
+    let world = World::new(policy(Enforcement::Observe, &[]));
+    let body: Vec<u8> = (0..=255_u8).cycle().take(17 << 20).collect();
+    let sent = || world.provider.got().pop().map_or_else(Vec::new, |got| got.body);
+    let answer = world.post(&[], &body);
+    assert_eq!((answer.status, answer.body.as_str()), (200, JSON), "{}", world.log_text());
+    assert!(sent() == body, "what came with its length passed as it was");
+
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: g\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut chunks = Vec::new();
+    for part in body.chunks(1 << 20) {
+        write!(chunks, "{:x}\r\n", part.len()).unwrap();
+        chunks.extend_from_slice(part);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    chunks.extend_from_slice(b"0\r\n\r\n");
+    let answer = raw(world.connect(), head, &chunks);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(JSON), "{answer}\n{}", world.log_text());
+    assert_eq!(world.provider.got().len(), 2);
+    assert!(sent() == body, "what came in chunks passed as it was");
+    assert!(world.metric("plimsoll_gateway_passed").ends_with(" 2"));
+}
+
+#[test]
+fn an_epoch_ends_though_observed_calls_never_stop() {
+    let mut observed: (PolicyKey, Budget) = budget(1);
+    observed.1.enforcement = Enforcement::Observe;
+    let mut world = World::new(policy(Enforcement::Enforce, &[observed]));
+    let port = world.port;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each takes 2.5 s and begins 0.8 s after another: some are always in flight.
+        for i in 0..3 {
+            let over = &over;
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(800 * i));
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let headers = [("content-type", "application/json"), ("x-test", "sse-slow")];
+                    let path = "/v1/chat/completions";
+                    let answer = plimsoll_sim::harness::http::request(
+                        ("127.0.0.1", port),
+                        "POST",
+                        path,
+                        &headers,
+                        STREAM.as_bytes(),
+                    );
+                    assert_eq!(answer.map(|answer| answer.status).ok(), Some(200));
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        world.ledger.stop();
+        world.ledger.supersede("gateway-1");
+        world.ledger.serve();
+        let begun = wait_until("a new epoch", SOON, || {
+            let text = world.log_text();
+            if text.contains(" begins") && world.ledger.epochs() == 3 { Ok(()) } else { Err(text) }
+        });
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        begun.unwrap();
+    });
+    world.wait_ready();
+    let before = world.ledger.rows().len();
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    world.rows(before + 1);
+}
+
+#[test]
 fn a_gateway_that_ends_cleanly_returns_what_it_holds_and_closes_its_epoch() {
     let mut world = enforcing(1_000_000_000);
     for _ in 0..3 {

@@ -120,3 +120,48 @@ impl Drop for Pause {
         self.shared.wake.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Tail;
+    use crate::process::{configure, release};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::Ordering::SeqCst;
+
+    #[test]
+    fn a_call_whose_hook_panics_settles_at_its_reserve_and_holds_no_epoch_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(
+            r#"{{"gatewayId": "g", "logDirectory": "{}", "operators": ["127.0.0.1:1"], "plainText": true}}"#,
+            dir.path().display()
+        );
+        let shared = configure(config.as_bytes()).unwrap();
+        let reserve = Charge { requests: 1, tokens: 10, ..Charge::default() };
+        let mut owed = Owed::new(&shared, shared.count(), None, reserve);
+        let admission = proto::Admission {
+            request_id: "r".to_owned(),
+            caller: Some(proto::Caller::default()),
+            backend: "plimsoll-system/openai".to_owned(),
+            reserve: Some(reserve.into()),
+            ..proto::Admission::default()
+        };
+        owed.admitted(shared.log.admit(&admission).unwrap());
+        assert_eq!(shared.in_flight.load(SeqCst), 1);
+        let hook = AssertUnwindSafe(move || {
+            let _owed = owed;
+            std::panic::resume_unwind(Box::new("a hook"));
+        });
+        assert!(catch_unwind(hook).is_err());
+        assert_eq!(shared.in_flight.load(SeqCst), 0);
+        let rows = Tail::new(shared.log.clone()).read(10).unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].charge, rows[0].outcome), (reserve, Outcome::Abandoned));
+
+        // While an epoch ends, no call is counted into it.
+        shared.closing.store(true, SeqCst);
+        assert!(shared.count().is_none());
+        assert_eq!(shared.in_flight.load(SeqCst), 0);
+        release(shared);
+    }
+}

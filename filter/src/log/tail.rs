@@ -99,12 +99,16 @@ impl Tail {
     }
 
     fn read_chunk(&mut self, length: u64) -> Result<(), TailError> {
-        self.fill(length).map_err(|error| match error.kind() {
-            // No later read will find what is gone.
-            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-                Damage { at: self.at, what: "a segment's file" }.into()
+        self.fill(length).map_err(|error| {
+            // Opened anew at the next read.
+            self.file = None;
+            match error.kind() {
+                // No later read will find what is gone.
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
+                    Damage { at: self.at, what: "a segment's file" }.into()
+                }
+                _ => TailError::Read(error),
             }
-            _ => TailError::Read(error),
         })
     }
 

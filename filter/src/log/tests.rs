@@ -178,6 +178,35 @@ fn segments_go_when_everything_in_them_is_stored_and_not_before() {
 }
 
 #[test]
+fn a_read_that_fails_for_a_while_loses_no_row_and_a_segment_that_is_gone_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = reopen(dir.path(), BOOT, 300);
+    for _ in 0..12 {
+        play(&log, &[true, false]);
+    }
+    let whole: Vec<u64> = rows(&log).iter().map(|row| row.settled_sequence).collect();
+    assert!(whole.len() == 12 && log.segments() > 3);
+    let second = super::path(dir.path(), open::tests_segments(dir.path())[1]);
+    let aside = dir.path().join("aside");
+    std::fs::rename(&second, &aside).unwrap();
+    // A directory opens, but can't be read.
+    std::fs::create_dir(&second).unwrap();
+    let mut tail = Tail::new(log.clone());
+    let mut read: Vec<u64> = tail.read(usize::MAX).unwrap().iter().map(|row| row.settled_sequence).collect();
+    assert!(!read.is_empty() && read.len() < 12, "{read:?}");
+    for _ in 0..2 {
+        assert!(matches!(tail.read(usize::MAX), Err(TailError::Read(_))));
+    }
+    std::fs::remove_dir(&second).unwrap();
+    std::fs::rename(&aside, &second).unwrap();
+    read.extend(tail.read(usize::MAX).unwrap().iter().map(|row| row.settled_sequence));
+    assert_eq!(read, whole);
+
+    std::fs::remove_file(&second).unwrap();
+    assert!(matches!(Tail::new(log.clone()).read(usize::MAX), Err(TailError::Damaged(_))));
+}
+
+#[test]
 fn a_settlement_that_cannot_be_written_waits_and_admits_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("log");

@@ -4,7 +4,9 @@ use plimsoll_core::account::{AccountKey, LimitKey};
 use plimsoll_core::ids::{Epoch, Incarnation, UnixMs};
 use plimsoll_core::ledger::{self, Balance, EpochRecord, EpochState, Event, Rows, Settings, StreamId, Terms};
 use plimsoll_core::policy::{Body, PolicyKey, PolicyObject};
-use plimsoll_core::protocol::{Decision, FromGateway, FromLedger, PolicyAck, PolicyDelta, UsageRow};
+use plimsoll_core::protocol::{
+    Decision, FromGateway, FromLedger, Hello, LogState, PolicyAck, PolicyDelta, UsageRow,
+};
 use plimsoll_wire::proto::ledger_server::{Ledger as Service, LedgerServer};
 use plimsoll_wire::proto::{GatewayMessage, LedgerMessage};
 use std::collections::BTreeMap;
@@ -210,6 +212,22 @@ impl Ledger {
             state.send_policy(stream, true);
         }
         state.step(&[Event::Limits(limits)]);
+    }
+
+    /// Another log speaks for this gateway once, so that the ledger closes the epoch that it has.
+    pub fn supersede(&self, gateway: &str) {
+        let hello = FromGateway::Hello(Hello {
+            gateway: gateway.to_owned(),
+            epoch: Epoch(99),
+            log: LogState::New,
+            totals: Vec::new(),
+            sequence: 0,
+            policy: Vec::new(),
+        });
+        let stream = StreamId(u64::MAX);
+        let mut state = self.state.lock().unwrap();
+        state.step(&[Event::Said(stream, hello)]);
+        state.step(&[Event::Gone(stream)]);
     }
 
     pub fn mute(&self, mute: bool) {
