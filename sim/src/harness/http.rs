@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 /// The most that is read of a page.
-const MAX_PAGE: u64 = 256 << 20;
+const MAX_PAGE: usize = 256 << 20;
 
 /// A page: its status and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,12 +62,36 @@ pub fn request(
     // A server may answer and close before it has read everything.
     let sent = stream.write_all(body);
     let mut answer = Vec::new();
-    let read = stream.take(MAX_PAGE).read_to_end(&mut answer);
+    let mut chunk = [0; 65_536];
+    // Not to the end of the connection: Envoy lingers a second before it closes.
+    while !is_whole(&answer) && answer.len() < MAX_PAGE {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            // What came before it broke is the answer.
+            Err(_) if !answer.is_empty() => break,
+            Err(error) => {
+                sent?;
+                return Err(error);
+            }
+        }
+    }
     if answer.is_empty() {
         sent?;
-        read?;
     }
     parse(&answer).ok_or_else(|| bad("the answer is no HTTP"))
+}
+
+/// Whether all that the head announces is there; never for a body that ends with the connection.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let field = |name: &str| head.split("\r\n").find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if field("transfer-encoding:") == Some("chunked") {
+        return answer.ends_with(b"0\r\n\r\n");
+    }
+    let length = field("content-length:").and_then(|length| length.parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= end + 4 + length)
 }
 
 fn parse(answer: &[u8]) -> Option<Page> {
@@ -103,6 +127,14 @@ fn unchunk(mut body: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_whole_when_all_that_its_head_announces_is_there() {
+        assert!(is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"));
+        assert!(!is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab"));
+        assert!(is_whole(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"));
+        assert!(!is_whole(b"HTTP/1.1 200 OK\r\n\r\nabc"));
+    }
 
     #[test]
     fn a_chunked_page_is_put_together() {
