@@ -40,6 +40,34 @@ pub enum FromLedger {
     PolicyDelta(PolicyDelta),
 }
 
+impl FromGateway {
+    /// The message's name, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Report(_) => "report",
+            Self::Ask(_) => "ask",
+            Self::Cancel(_) => "cancel",
+            Self::Decisions(_) => "decisions",
+            Self::PolicyAck(_) => "policy_ack",
+            Self::Close => "close",
+        }
+    }
+}
+
+impl FromLedger {
+    /// The message's name, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Welcome(_) => "welcome",
+            Self::Answer(_) => "answer",
+            Self::PolicyDelta(_) => "policy_delta",
+        }
+    }
+}
+
 /// What a gateway's log proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogState {

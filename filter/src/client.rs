@@ -185,11 +185,7 @@ impl Client {
     }
 
     fn hear(&mut self, message: FromLedger) {
-        let kind = match &message {
-            FromLedger::Welcome(_) => "welcome",
-            FromLedger::Answer(_) => "answer",
-            FromLedger::PolicyDelta(_) => "policy_delta",
-        };
+        let kind = message.kind();
         self.shared.metrics.heard.get_or_create(&Kind { kind }).inc();
         match message {
             FromLedger::Welcome(welcome) => self.welcome(&welcome),
@@ -479,15 +475,7 @@ impl Client {
 
     fn say(&mut self, message: FromGateway) {
         let Some(outbox) = &self.outbox else { return };
-        let kind = match &message {
-            FromGateway::Hello(_) => "hello",
-            FromGateway::Report(_) => "report",
-            FromGateway::Ask(_) => "ask",
-            FromGateway::Cancel(_) => "cancel",
-            FromGateway::Decisions(_) => "decisions",
-            FromGateway::PolicyAck(_) => "policy_ack",
-            FromGateway::Close => "close",
-        };
+        let kind = message.kind();
         match outbox.queue.try_send(message) {
             Ok(()) => {
                 self.shared.metrics.said.get_or_create(&Kind { kind }).inc();

@@ -95,34 +95,20 @@ impl Metrics {
     }
 
     pub(super) fn hear(&self, message: &FromGateway) {
-        let kind = match message {
-            FromGateway::Hello(_) => "hello",
-            FromGateway::Report(_) => "report",
-            FromGateway::Ask(_) => "ask",
-            FromGateway::Cancel(_) => "cancel",
-            FromGateway::Decisions(_) => "decisions",
-            FromGateway::PolicyAck(_) => "policy_ack",
-            FromGateway::Close => "close",
-        };
-        self.heard.get_or_create(&Kind { kind }).inc();
+        self.heard.get_or_create(&Kind { kind: message.kind() }).inc();
     }
 
     pub(super) fn say(&self, message: &FromLedger) {
-        let kind = match message {
-            FromLedger::Welcome(_) => "welcome",
-            FromLedger::Answer(answer) => {
-                for no in &answer.noes {
-                    let kind = match no.kind {
-                        NoKind::Exhausted => "exhausted",
-                        NoKind::Contended => "contended",
-                    };
-                    self.noes.get_or_create(&Kind { kind }).inc();
-                }
-                "answer"
+        if let FromLedger::Answer(answer) = message {
+            for no in &answer.noes {
+                let kind = match no.kind {
+                    NoKind::Exhausted => "exhausted",
+                    NoKind::Contended => "contended",
+                };
+                self.noes.get_or_create(&Kind { kind }).inc();
             }
-            FromLedger::PolicyDelta(_) => "policy_delta",
-        };
-        self.said.get_or_create(&Kind { kind }).inc();
+        }
+        self.said.get_or_create(&Kind { kind: message.kind() }).inc();
     }
 }
 
