@@ -51,6 +51,8 @@ pub struct Metrics {
     pub log_delayed: Gauge,
     /// Segments of the log.
     pub log_segments: Gauge,
+    /// Records of the log that the ledger has not stored.
+    pub log_unstored: Gauge,
     /// Decision records dropped.
     pub decisions_dropped: Counter,
     /// Policy objects that this build did not understand.
@@ -85,6 +87,8 @@ impl Metrics {
         let log_failures: Counter = register!("log_failures", "Failed writes to the admission log");
         let log_delayed: Gauge = register!("log_delayed", "Settlements that wait for the admission log");
         let log_segments: Gauge = register!("log_segments", "Segments of the admission log");
+        let log_unstored: Gauge =
+            register!("log_unstored", "Records of the admission log that the ledger has not stored yet");
         let decisions_dropped: Counter = register!("decisions_dropped", "Decision records dropped");
         let policy_rejected: Counter = register!("policy_rejected", "Policy objects not understood");
         let completed = settled.get_or_create(&Kind { kind: "completed" }).clone();
@@ -105,6 +109,7 @@ impl Metrics {
             log_failures,
             log_delayed,
             log_segments,
+            log_unstored,
             decisions_dropped,
             policy_rejected,
             registry: Mutex::new(registry),

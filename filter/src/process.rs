@@ -104,6 +104,8 @@ impl Shared {
         self.metrics.waiting.set(i64::try_from(self.gateway.paused()).unwrap_or(i64::MAX));
         self.metrics.log_delayed.set(count(self.log.delayed()));
         self.metrics.log_segments.set(i64::try_from(self.log.segments()).unwrap_or(i64::MAX));
+        // Each admission has its settlement after it, so the last one stored is the last record when nothing is open.
+        self.metrics.log_unstored.set(count(self.log.sequence().saturating_sub(self.gateway.durable())));
         self.metrics.render()
     }
 
