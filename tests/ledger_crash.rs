@@ -28,7 +28,7 @@ const ROLE: &str = "PLIMSOLL_TEST_STORE";
 
 fn account(n: u64) -> AccountKey {
     let budget = ObjectName::new("finance", format!("b{n}"));
-    let limit = LimitKey { budget, limit: "total".into(), unit: Unit::Usd, window: "Total@UTC".into() };
+    let limit = LimitKey::new(budget, "total".into(), Unit::Usd, "Total@UTC".into());
     AccountKey { limit, start: UnixMs(0), key: String::new() }
 }
 

@@ -49,12 +49,7 @@ async fn serve(path: &Path) -> LedgerHandle {
 
 /// The whole of finance's money for ever.
 fn limit() -> LimitKey {
-    LimitKey {
-        budget: ObjectName::new("finance", "all"),
-        limit: "total".into(),
-        unit: Unit::Usd,
-        window: "Total@UTC".into(),
-    }
+    LimitKey::new(ObjectName::new("finance", "all"), "total".into(), Unit::Usd, "Total@UTC".into())
 }
 
 fn account() -> AccountKey {

@@ -20,7 +20,7 @@ const NOW: UnixMs = UnixMs(MONTH.0 + 5 * DAY_MS);
 
 fn account(budget: &str, unit: Unit) -> AccountKey {
     let budget = ObjectName::new("finance", budget);
-    let limit = LimitKey { budget, limit: "month".into(), unit, window: "Month@UTC".into() };
+    let limit = LimitKey::new(budget, "month".into(), unit, "Month@UTC".into());
     AccountKey { limit, start: MONTH, key: String::new() }
 }
 

@@ -7,8 +7,12 @@
 use crate::ids::{ObjectName, UnixMs};
 use crate::money::NanoUsd;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,8 +94,15 @@ impl Charge {
 }
 
 /// A limit of a budget, without its window's start: what outlives the rollover.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct LimitKey {
+///
+/// A shared name: a call carries up to 64 of them through queues, log and ledger, so a clone copies nothing,
+/// and a look-up hashes nothing.
+#[derive(Clone)]
+pub struct LimitKey(Arc<LimitName>);
+
+/// What a [`LimitKey`] names.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LimitName {
     /// The budget.
     pub budget: ObjectName,
     /// The limit's name in it.
@@ -100,6 +111,60 @@ pub struct LimitKey {
     pub unit: Unit,
     /// The canonical window, `Month@Europe/Berlin` (see [`crate::window::WindowSpec`]).
     pub window: String,
+    /// All of it, as an account's text begins.
+    text: String,
+    hash: u64,
+}
+
+impl LimitKey {
+    /// The limit `limit` of `budget`.
+    #[must_use]
+    pub fn new(budget: ObjectName, limit: String, unit: Unit, window: String) -> Self {
+        let text = format!("{}|{}|{limit}|{}|{window}", budget.namespace, budget.name, unit.as_str());
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self(Arc::new(LimitName { budget, limit, unit, window, text, hash: hasher.finish() }))
+    }
+}
+
+impl Deref for LimitKey {
+    type Target = LimitName;
+
+    fn deref(&self) -> &LimitName {
+        &self.0
+    }
+}
+
+impl PartialEq for LimitKey {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.hash == other.hash && self.0 == other.0
+    }
+}
+
+impl Eq for LimitKey {}
+
+impl PartialOrd for LimitKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for LimitKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl Hash for LimitKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl fmt::Debug for LimitKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LimitKey({})", self.text)
+    }
 }
 
 /// One account. Its text form is the identity on the wire, in the log and in the store.
@@ -118,9 +183,8 @@ pub const MAX_ACCOUNTS: usize = 64;
 
 impl fmt::Display for AccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LimitKey { budget, limit, unit, window } = &self.limit;
-        let (namespace, name) = (&budget.namespace, &budget.name);
-        write!(f, "{namespace}|{name}|{limit}|{}|{window}|{}|{}", unit.as_str(), self.start.0, self.key)
+        let Self { limit, start, key } = self;
+        write!(f, "{}|{}|{key}", limit.text, start.0)
     }
 }
 
@@ -147,7 +211,7 @@ impl FromStr for AccountKey {
         let window = next()?.to_owned();
         let start = UnixMs(next()?.parse().map_err(|_| bad())?);
         let key = next()?.to_owned();
-        Ok(Self { limit: LimitKey { budget, limit, unit, window }, start, key })
+        Ok(Self { limit: LimitKey::new(budget, limit, unit, window), start, key })
     }
 }
 
@@ -159,12 +223,12 @@ mod tests {
     fn an_account_survives_its_text_form_whatever_the_key() {
         for key in ["", "(none)", "a|b", "päivi@example.com", "|"] {
             let account = AccountKey {
-                limit: LimitKey {
-                    budget: ObjectName::new("finance", "all"),
-                    limit: "month".into(),
-                    unit: Unit::Usd,
-                    window: "Month@Europe/Berlin".into(),
-                },
+                limit: LimitKey::new(
+                    ObjectName::new("finance", "all"),
+                    "month".into(),
+                    Unit::Usd,
+                    "Month@Europe/Berlin".into(),
+                ),
                 start: UnixMs(1_764_547_200_000),
                 key: key.into(),
             };

@@ -191,12 +191,7 @@ mod tests {
     use crate::usage::Usage;
 
     fn account() -> AccountKey {
-        let limit = LimitKey {
-            budget: ObjectName::new("finance", "all"),
-            limit: "month".into(),
-            unit: Unit::Usd,
-            window: "Total@UTC".into(),
-        };
+        let limit = LimitKey::new(ObjectName::new("finance", "all"), "month".into(), Unit::Usd, "Total@UTC".into());
         AccountKey { limit, start: UnixMs(0), key: String::new() }
     }
 

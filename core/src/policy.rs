@@ -301,12 +301,7 @@ impl Limit {
     /// Its key under `budget`.
     #[must_use]
     pub fn key(&self, budget: &ObjectName) -> LimitKey {
-        LimitKey {
-            budget: budget.clone(),
-            limit: self.name.clone(),
-            unit: self.unit,
-            window: self.window.clone(),
-        }
+        LimitKey::new(budget.clone(), self.name.clone(), self.unit, self.window.clone())
     }
 }
 

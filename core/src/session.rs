@@ -97,14 +97,26 @@ pub struct Call {
     pub timeout_ms: Option<u64>,
     /// Who called.
     pub caller: Caller,
-    /// The `ModelRoute`'s name; empty for a backend's model under its own name.
-    pub route: String,
-    /// The tier's name.
-    pub tier: String,
+    /// The `ModelRoute`; absent for a backend's model under its own name.
+    pub route: Option<Arc<RouteEntry>>,
     /// The backend.
-    pub backend: ObjectName,
+    pub backend: Arc<BackendEntry>,
     /// The model as sent upstream.
     pub model: String,
+}
+
+impl Call {
+    /// The route's name; empty for a backend's model under its own name.
+    #[must_use]
+    pub fn route(&self) -> &str {
+        self.route.as_ref().map_or("", |route| &route.name.name)
+    }
+
+    /// The tier's name; empty likewise.
+    #[must_use]
+    pub fn tier(&self) -> &str {
+        self.route.as_ref().map_or("", |route| &route.body.tier)
+    }
 }
 
 /// Replaces the bytes `start..end` of the body.
@@ -215,7 +227,7 @@ fn verdict(
     let rates = chosen.model.rates.filter(|_| unpriced.is_none());
     let most = most_output(&request, &chosen, installation);
     let edits = request.edits(&chosen.model.name, (enforcement == Enforcement::Enforce).then_some(most));
-    let BackendEntry { name, body: backend, .. } = chosen.backend;
+    let backend = &chosen.backend.body;
     Ok(Verdict::Send(Box::new(Call {
         passage: Passage {
             cluster: cluster(installation, chosen.backend).to_owned(),
@@ -238,9 +250,8 @@ fn verdict(
             .and_then(|route| route.body.timeout_ms)
             .filter(|_| installation.mode == Enforcement::Enforce),
         caller: dimensions.caller(hmac_key),
-        route: chosen.route.map_or_else(String::new, |route| route.name.name.clone()),
-        tier: chosen.route.map_or_else(String::new, |route| route.body.tier.clone()),
-        backend: name.clone(),
+        route: chosen.route.cloned(),
+        backend: chosen.backend.clone(),
         model: chosen.model.name.clone(),
     })))
 }
@@ -311,8 +322,8 @@ fn dimensions<'a>(installation: &'a Installation, head: &Head<'a>, request: &Req
 }
 
 struct Chosen<'s> {
-    route: Option<&'s RouteEntry>,
-    backend: &'s BackendEntry,
+    route: Option<&'s Arc<RouteEntry>>,
+    backend: &'s Arc<BackendEntry>,
     model: &'s Model,
 }
 

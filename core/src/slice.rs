@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::Relaxed, Ordering::SeqCs
 #[derive(Debug)]
 pub struct Slice {
     key: AccountKey,
+    /// The account's text, as every admission writes it.
+    text: String,
     /// The end of its window; `NEVER` while no policy has named it.
     end: AtomicI64,
     free: AtomicI64,
@@ -36,6 +38,7 @@ pub struct Slice {
 impl Slice {
     pub(crate) fn new(key: AccountKey) -> Self {
         Self {
+            text: key.to_string(),
             key,
             end: AtomicI64::new(UnixMs::NEVER.0),
             free: AtomicI64::new(0),
@@ -188,22 +191,27 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Takes every part, or none.
-    pub(crate) fn take(parts: &[(Arc<Slice>, Amount)]) -> Option<Self> {
+    /// Takes every part, or none, and gives them back.
+    pub(crate) fn take(parts: Vec<(Arc<Slice>, Amount)>) -> Result<Self, Vec<(Arc<Slice>, Amount)>> {
         for (i, (slice, reserve)) in parts.iter().enumerate() {
             if !slice.take(*reserve) {
                 for (slice, reserve) in &parts[..i] {
                     slice.put_back(*reserve);
                 }
-                return None;
+                return Err(parts);
             }
         }
-        Some(Self { parts: parts.to_vec() })
+        Ok(Self { parts })
     }
 
     /// The accounts that it is charged to.
     pub fn accounts(&self) -> impl Iterator<Item = &AccountKey> {
         self.parts.iter().map(|(slice, _)| &slice.key)
+    }
+
+    /// Their texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> + Clone {
+        self.parts.iter().map(|(slice, _)| slice.text.as_str())
     }
 
     /// The attempt cost `charge`; the rest is free again. Write the settlement to the log first.

@@ -95,9 +95,9 @@ pub struct RouteEntry {
 #[derive(Clone, Copy, Debug)]
 pub enum Resolved<'s> {
     /// A route.
-    Route(&'s RouteEntry),
+    Route(&'s Arc<RouteEntry>),
     /// A backend's model under its own name.
-    Model(&'s BackendEntry, &'s Model),
+    Model(&'s Arc<BackendEntry>, &'s Model),
 }
 
 impl Snapshot {
@@ -157,9 +157,9 @@ impl Snapshot {
 
     /// The backend of this name.
     #[must_use]
-    pub fn backend(&self, name: &ObjectName) -> Option<&BackendEntry> {
+    pub fn backend(&self, name: &ObjectName) -> Option<&Arc<BackendEntry>> {
         let found = self.backends.get(hash(&[&name.namespace, &name.name]));
-        found.iter().find(|backend| backend.name == *name).map(AsRef::as_ref)
+        found.iter().find(|backend| backend.name == *name)
     }
 
     /// The budgets that match a call, each once.
@@ -227,7 +227,7 @@ impl Snapshot {
 
     /// The backend of `route` that `draw` falls on, by weight, among those that this snapshot knows.
     #[must_use]
-    pub fn draw(&self, route: &RouteEntry, draw: u64) -> Option<(&BackendEntry, &Model)> {
+    pub fn draw(&self, route: &RouteEntry, draw: u64) -> Option<(&Arc<BackendEntry>, &Model)> {
         let choice = |weighted: &WeightedBackend| {
             let backend = self.backend(&weighted.backend)?;
             Some((u64::from(weighted.weight), backend, backend.model(&weighted.model)?))

@@ -107,12 +107,7 @@ mod tests {
         let held = held.iter().map(|(key, version)| (key.clone(), PolicyVersion(*version))).collect();
         applied.gateways.insert("gw".to_owned(), Gateway { held: Arc::new(held), ..Gateway::default() });
         for (name, nano) in spent {
-            let limit = LimitKey {
-                budget: budget(name),
-                limit: "month".to_owned(),
-                unit: Unit::Usd,
-                window: "Month@UTC".to_owned(),
-            };
+            let limit = LimitKey::new(budget(name), "month".into(), Unit::Usd, "Month@UTC".into());
             let account = AccountKey { limit, start: UnixMs(0), key: String::new() };
             applied.spend.insert(account, Spent { settled: Amount(*nano), ..Spent::default() });
         }

@@ -34,7 +34,7 @@ fn account() -> impl Strategy<Value = AccountKey> {
     let unit = prop_oneof![Just(Unit::Usd), Just(Unit::Tokens), Just(Unit::Requests)];
     (object(), name(), unit, "[A-Z][a-z]{2,5}@[A-Z][a-z]{2,5}/[A-Z][a-z]{2,5}", at(), ".{0,6}").prop_map(
         |(budget, limit, unit, window, start, key)| AccountKey {
-            limit: LimitKey { budget, limit, unit, window },
+            limit: LimitKey::new(budget, limit, unit, window),
             start,
             key,
         },

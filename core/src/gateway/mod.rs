@@ -138,7 +138,7 @@ impl Gateway {
 
     /// Worker: takes `reserve` from the current account of every limit in `limits`, or from none.
     pub fn admit(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> Admission {
-        let parts = match self.parts(limits, reserve, now) {
+        let mut parts = match self.parts(limits, reserve, now) {
             Ok(parts) => parts,
             Err(limit) => return Admission::NoWindow(limit),
         };
@@ -146,10 +146,11 @@ impl Gateway {
             slice.want(*reserve);
         }
         // First come, first served: where somebody waits, nobody takes past him.
-        if !parts.iter().any(|(slice, _)| slice.waits())
-            && let Some(reservation) = Reservation::take(&parts)
-        {
-            return Admission::Admitted(reservation);
+        if !parts.iter().any(|(slice, _)| slice.waits()) {
+            parts = match Reservation::take(parts) {
+                Ok(reservation) => return Admission::Admitted(reservation),
+                Err(parts) => parts,
+            };
         }
         let noes = parts.iter().filter(|(slice, reserve)| slice.free() < *reserve);
         match noes

@@ -245,7 +245,7 @@ impl Waiting {
             if whole && !paused.parts.iter().any(|part| claimed.contains_key(&Arc::as_ptr(&part.slice))) {
                 let parts: Vec<_> =
                     paused.parts.iter().map(|part| (part.slice.clone(), part.reserve)).collect();
-                if let Some(reservation) = Reservation::take(&parts) {
+                if let Ok(reservation) = Reservation::take(parts) {
                     if !paused.told.is_empty() {
                         self.cancels.push(*id);
                     }

@@ -304,12 +304,7 @@ impl Ledger {
 fn observed_accounts(row: &UsageRow, limits: &BTreeMap<LimitKey, Terms>) -> Vec<AccountKey> {
     let mut accounts = Vec::new();
     for budget in &row.observed {
-        let from = LimitKey {
-            budget: budget.clone(),
-            limit: String::new(),
-            unit: crate::account::Unit::Usd,
-            window: String::new(),
-        };
+        let from = LimitKey::new(budget.clone(), String::new(), crate::account::Unit::Usd, String::new());
         let limits = limits.range(from..).take_while(|(key, _)| key.budget == *budget);
         for (limit, _) in limits {
             if let Ok(spec) = limit.window.parse::<WindowSpec>() {

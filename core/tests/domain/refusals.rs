@@ -70,7 +70,9 @@ fn a_contended_budget_asks_for_a_retry() {
 #[test]
 fn a_budget_that_is_gone_meanwhile_still_refuses_in_words() {
     let mut gone = no(NoKind::Exhausted, 7, Unit::Tokens);
-    gone.account.limit.budget = name("finance/gone");
+    let limit = &gone.account.limit;
+    gone.account.limit =
+        LimitKey::new(name("finance/gone"), limit.limit.clone(), limit.unit, limit.window.clone());
     assert!(
         render(&Refusal::from_no(&gone, &snapshot()))
             .body

@@ -85,7 +85,7 @@ pub struct World {
 }
 
 pub fn limit(name: &str, unit: Unit, window: &str) -> LimitKey {
-    LimitKey { budget: ObjectName::new("finance", "all"), limit: name.into(), unit, window: window.into() }
+    LimitKey::new(ObjectName::new("finance", "all"), name.into(), unit, window.into())
 }
 
 pub fn usd(nanos: i64) -> Charge {

@@ -94,13 +94,18 @@ impl Captured {
         self.get(Field::RequestId).unwrap_or_default()
     }
 
+    /// The path that the client sent.
+    pub fn path(&self) -> &str {
+        self.get(Field::Path).unwrap_or_default()
+    }
+
     /// For the decision.
     pub fn head(&self) -> Head<'_> {
         Head {
             request_id: self.request_id(),
             attempt: 0,
             method: self.get(Field::Method).unwrap_or_default(),
-            path: self.get(Field::Path).unwrap_or_default(),
+            path: self.path(),
             namespace: None,
             feature: self.get(Field::Feature),
             user: self.get(Field::User),

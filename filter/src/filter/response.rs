@@ -1,7 +1,8 @@
 //! The answer: metered as it passes, never held; settled once, however it ends.
 
 use super::owed::Owed;
-use super::{Filter, LocalReply, State, respond};
+use super::send::budgets;
+use super::{Captured, Filter, LocalReply, State, respond};
 use crate::abi::{Body, Headers, Stream};
 use plimsoll_core::meter::{Framing, Measured, Meter, Stripper};
 use plimsoll_core::policy::Enforcement;
@@ -13,17 +14,15 @@ use plimsoll_core::settle::{Ended, settle};
 pub(super) struct InFlight {
     call: Box<Call>,
     owed: Owed,
-    request_id: String,
-    /// The budgets that it is charged to, for the caller.
-    budgets: String,
+    head: Box<Captured>,
     status: u16,
     meter: Option<Meter>,
     stripper: Option<Stripper>,
 }
 
 impl InFlight {
-    pub fn new(call: Box<Call>, owed: Owed, request_id: String, budgets: String) -> Self {
-        Self { call, owed, request_id, budgets, status: 0, meter: None, stripper: None }
+    pub fn new(call: Box<Call>, owed: Owed, head: Box<Captured>) -> Self {
+        Self { call, owed, head, status: 0, meter: None, stripper: None }
     }
 }
 
@@ -50,9 +49,9 @@ impl Filter {
             }
         }
         if sent.call.enforcement == Enforcement::Enforce {
-            respond(stream, "x-plimsoll-request-id", &sent.request_id);
-            respond(stream, "x-plimsoll-backend", &sent.call.backend.to_string());
-            respond(stream, "x-plimsoll-budgets", &sent.budgets);
+            respond(stream, "x-plimsoll-request-id", sent.head.request_id());
+            respond(stream, "x-plimsoll-backend", &sent.call.backend.name.to_string());
+            respond(stream, "x-plimsoll-budgets", &budgets(&sent.call.limits));
             respond(stream, "x-plimsoll-price-version", &format!("{:016x}", sent.call.price_version.0));
         }
         if end {

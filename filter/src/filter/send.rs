@@ -6,32 +6,30 @@ use super::{Captured, Filter, Next, State};
 use crate::abi::{Body, Headers, Stream};
 use plimsoll_core::account::{AccountKey, LimitKey};
 use plimsoll_core::ids::UnixMs;
-use plimsoll_core::policy::Enforcement;
 use plimsoll_core::refusal::Refusal;
 use plimsoll_core::session::{Call, Passage};
 use plimsoll_core::slice::Reservation;
 use plimsoll_core::snapshot::Snapshot;
-use plimsoll_wire::proto;
+use plimsoll_wire::record::{Admission, Record};
+use std::fmt::Write;
 
 impl Filter {
     /// The reserve is taken: writes the admission, directs the request, and lets it go.
     pub(super) fn leave(
         &self,
         stream: &mut Stream<'_>,
-        mut call: Box<Call>,
+        call: Box<Call>,
         mut owed: Owed,
         head: Box<Captured>,
         paused_at: UnixMs,
         now: UnixMs,
     ) -> Next {
-        let admission = admission(&mut call, owed.reservation(), &head, paused_at, now);
-        let budgets = match call.enforcement {
-            Enforcement::Enforce => budgets(&call.limits),
-            Enforcement::Observe => String::new(),
-        };
         // While an epoch ends there is no log for it: where nothing enforces it goes on, unaccounted for.
         if owed.is_counted() {
-            match self.shared.log.admit(&admission) {
+            let record = admission(&call, owed.reservation(), &head, paused_at, now);
+            let written = self.shared.log.admit(&record);
+            drop(record);
+            match written {
                 Ok(sequence) => {
                     self.shared.log_written(Ok(()));
                     owed.admitted(sequence);
@@ -48,7 +46,7 @@ impl Filter {
             }
         }
         self.shared.metrics.sent.inc();
-        direct(stream, &call.passage);
+        direct(stream, &call.passage, &head);
         if head.accepts_encoding {
             // What is compressed can't be metered.
             stream.remove_header(Headers::Request, b"accept-encoding");
@@ -57,42 +55,38 @@ impl Filter {
             let timeout = timeout.to_string();
             stream.set_header(Headers::Request, "x-envoy-upstream-rq-timeout-ms", timeout.as_bytes());
         }
-        let request_id = admission.request_id;
-        self.put(State::InFlight(Box::new(InFlight::new(call, owed, request_id, budgets))));
+        self.put(State::InFlight(Box::new(InFlight::new(call, owed, head))));
         Next::Continue
     }
 }
 
-/// What the log holds of the call. Takes the call's names: settling needs them no more.
-fn admission(
-    call: &mut Call,
-    reservation: Option<&Reservation>,
-    head: &Captured,
+/// What the log holds of the call.
+fn admission<'a>(
+    call: &'a Call,
+    reservation: Option<&'a Reservation>,
+    head: &'a Captured,
     paused_at: UnixMs,
     now: UnixMs,
-) -> proto::Admission {
-    proto::Admission {
-        sequence: 0,
-        request_id: head.request_id().to_owned(),
+) -> impl Record {
+    Admission {
+        request_id: head.request_id(),
         attempt: 0,
-        paused_at: paused_at.0,
-        admitted_at: now.0,
-        accounts: reservation
-            .map(|held| held.accounts().map(ToString::to_string).collect())
-            .unwrap_or_default(),
-        observed: call.observed.iter().map(ToString::to_string).collect(),
-        caller: Some(std::mem::take(&mut call.caller).into()),
-        route: std::mem::take(&mut call.route),
-        tier: std::mem::take(&mut call.tier),
-        backend: call.backend.to_string(),
-        model: std::mem::take(&mut call.model),
-        reserve: Some(call.reserve.into()),
-        price_version: call.price_version.0,
+        paused_at,
+        admitted_at: now,
+        accounts: reservation.into_iter().flat_map(Reservation::texts),
+        observed: &call.observed,
+        caller: &call.caller,
+        route: call.route(),
+        tier: call.tier(),
+        backend: &call.backend.name,
+        model: &call.model,
+        reserve: call.reserve,
+        price_version: call.price_version,
     }
 }
 
 /// The budgets that a call is charged to, each once: `finance/all, finance/invoices`.
-fn budgets(limits: &[LimitKey]) -> String {
+pub(super) fn budgets(limits: &[LimitKey]) -> String {
     let mut text = String::new();
     let mut last = None;
     for limit in limits {
@@ -100,7 +94,8 @@ fn budgets(limits: &[LimitKey]) -> String {
             if !text.is_empty() {
                 text.push_str(", ");
             }
-            text.push_str(&limit.budget.to_string());
+            // Writing to a String does not fail.
+            let _ = write!(text, "{}", limit.budget);
         }
         last = Some(&limit.budget);
     }
@@ -108,11 +103,13 @@ fn budgets(limits: &[LimitKey]) -> String {
 }
 
 /// Directs the request to its cluster.
-pub(super) fn direct(stream: &mut Stream<'_>, passage: &Passage) {
+pub(super) fn direct(stream: &mut Stream<'_>, passage: &Passage, head: &Captured) {
     let Passage { cluster, authority, path } = passage;
     stream.set_header(Headers::Request, "x-plimsoll-cluster", cluster.as_bytes());
     stream.set_header(Headers::Request, ":authority", authority.as_bytes());
-    stream.set_header(Headers::Request, ":path", path.as_bytes());
+    if head.path() != path {
+        stream.set_header(Headers::Request, ":path", path.as_bytes());
+    }
     stream.clear_route_cache();
 }
 

@@ -5,6 +5,7 @@
 
 use super::Damage;
 use plimsoll_core::ids::Epoch;
+use plimsoll_wire::record::Record;
 
 /// Bytes before a record's payload: length 4, kind 1, sequence 8, header's sum 4, payload's sum 4.
 pub(super) const FRAME: usize = 21;
@@ -71,11 +72,11 @@ impl Header {
 }
 
 /// A record with room for its frame; [`seal`] fills that in when the sequence is known.
-pub(super) fn unsealed(message: &impl prost::Message) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(FRAME + message.encoded_len());
+pub(super) fn unsealed(record: &impl Record) -> Vec<u8> {
+    // Most have less: it grows at most once.
+    let mut bytes = Vec::with_capacity(640);
     bytes.resize(FRAME, 0);
-    // A Vec takes whatever is encoded.
-    let _ = message.encode(&mut bytes);
+    record.encode_to(&mut bytes);
     bytes
 }
 
@@ -91,7 +92,7 @@ pub(super) fn seal(bytes: &mut [u8], kind: Kind, sequence: u64) {
 }
 
 /// A record and how many bytes it takes.
-pub(super) struct Record<'a> {
+pub(super) struct Framed<'a> {
     pub kind: Kind,
     pub sequence: u64,
     pub payload: &'a [u8],
@@ -99,7 +100,7 @@ pub(super) struct Record<'a> {
 }
 
 /// The record that `bytes` begin with. `None`: it is not whole.
-pub(super) fn read(bytes: &[u8], at: u64) -> Result<Option<Record<'_>>, Damage> {
+pub(super) fn read(bytes: &[u8], at: u64) -> Result<Option<Framed<'_>>, Damage> {
     let Some(head) = bytes.get(..FRAME) else { return Ok(None) };
     let damaged = |what| Err(Damage { at, what });
     if number32(&head[13..17]) != crc32fast::hash(&head[..13]) {
@@ -118,7 +119,7 @@ pub(super) fn read(bytes: &[u8], at: u64) -> Result<Option<Record<'_>>, Damage> 
     if number32(&head[17..21]) != crc32fast::hash(payload) {
         return damaged("a record");
     }
-    Ok(Some(Record { kind, sequence: number64(&head[5..13]), payload, length: FRAME + length }))
+    Ok(Some(Framed { kind, sequence: number64(&head[5..13]), payload, length: FRAME + length }))
 }
 
 fn number32(bytes: &[u8]) -> u32 {

@@ -15,6 +15,7 @@ use frame::{Header, Kind};
 use plimsoll_core::ids::Epoch;
 use plimsoll_core::protocol::LogState;
 use plimsoll_wire::proto;
+use plimsoll_wire::record::Record;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -137,7 +138,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Write`]: the call must not leave, its settlement could be forgotten.
-    pub fn admit(&self, admission: &proto::Admission) -> Result<u64, LogError> {
+    pub fn admit(&self, admission: &impl Record) -> Result<u64, LogError> {
         let mut bytes = frame::unsealed(admission);
         let mut writer = self.lock();
         // What waits goes first: a call admitted before it could spend what the replay would charge again.

@@ -160,7 +160,7 @@ impl Tail {
         result
     }
 
-    fn join(&mut self, record: &frame::Record<'_>, rows: &mut Vec<UsageRow>) -> Result<(), TailError> {
+    fn join(&mut self, record: &frame::Framed<'_>, rows: &mut Vec<UsageRow>) -> Result<(), TailError> {
         let undecodable = |_| Damage { at: self.at, what: "a record's content" };
         match record.kind {
             Kind::Admission => {
