@@ -8,7 +8,7 @@ use crate::ids::{ObjectName, UnixMs};
 use crate::money::NanoUsd;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Deref;
 use std::str::FromStr;
@@ -180,6 +180,18 @@ pub struct AccountKey {
 
 /// The most accounts that one call may be charged to.
 pub const MAX_ACCOUNTS: usize = 64;
+
+impl AccountKey {
+    /// Its text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        // An instant has at most 20 digits.
+        let mut text = String::with_capacity(self.limit.text.len() + self.key.len() + 22);
+        // Writing to a String does not fail.
+        let _ = write!(text, "{self}");
+        text
+    }
+}
 
 impl fmt::Display for AccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,6 +14,8 @@ use plimsoll_core::protocol::{
     NoKind, Outcome, PolicyAck, PolicyDelta, Report, Totals, UsageRow, Welcome,
 };
 use plimsoll_core::usage::Usage;
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// A message from the wire that means nothing to this build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,8 +35,30 @@ fn present<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {
     value.map_or_else(|| malformed(field, "it is absent"), Ok)
 }
 
+/// Accounts that a thread remembers by their texts.
+const KNOWN: usize = 16_384;
+/// Bytes of a text that is remembered; names are shorter, what is longer is read each time.
+const MOST_KNOWN: usize = 1_024;
+
+thread_local! {
+    /// Every row names the same few accounts: read once, they share their names, and compare at a glance.
+    static ACCOUNTS: RefCell<HashMap<String, AccountKey>> = RefCell::default();
+}
+
 fn account(field: &'static str, text: &str) -> Result<AccountKey, Malformed> {
-    text.parse().or_else(|error| malformed(field, error))
+    ACCOUNTS.with_borrow_mut(|known| {
+        if let Some(account) = known.get(text) {
+            return Ok(account.clone());
+        }
+        let account: AccountKey = text.parse().or_else(|error| malformed(field, error))?;
+        if text.len() <= MOST_KNOWN {
+            if known.len() >= KNOWN {
+                known.clear();
+            }
+            known.insert(text.to_owned(), account.clone());
+        }
+        Ok(account)
+    })
 }
 
 fn accounts(field: &'static str, texts: &[String]) -> Result<Vec<AccountKey>, Malformed> {
@@ -42,7 +66,7 @@ fn accounts(field: &'static str, texts: &[String]) -> Result<Vec<AccountKey>, Ma
 }
 
 fn texts(accounts: &[AccountKey]) -> Vec<String> {
-    accounts.iter().map(ToString::to_string).collect()
+    accounts.iter().map(AccountKey::text).collect()
 }
 
 fn bits(field: &'static str, bytes: &[u8]) -> Result<u128, Malformed> {
