@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 
 /// The longest that the thread sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How often a log that could not be written is tried.
+const PROBE: Duration = Duration::from_secs(1);
 /// How often the log is read when nobody waits.
 const READ_LOG: Duration = Duration::from_millis(100);
 /// Rows read from the log at once.
@@ -104,6 +106,7 @@ async fn run(shared: Arc<Shared>, link: Link) {
         outbox: None,
         last_read: None,
         last_decisions: Instant::now(),
+        last_probe: Instant::now(),
         farewell: None,
         shared,
     };
@@ -140,6 +143,7 @@ struct Client {
     outbox: Option<Outbox>,
     last_read: Option<Instant>,
     last_decisions: Instant,
+    last_probe: Instant,
     farewell: Option<Farewell>,
 }
 
@@ -329,6 +333,11 @@ impl Client {
         if shared.log.delayed() > 0 {
             let retried = shared.log.retry();
             shared.log_written(retried.as_ref().copied());
+        } else if shared.log_failing.load(Relaxed) && self.last_probe.elapsed() >= PROBE {
+            // No call may come to tell: this gateway is not ready.
+            self.last_probe = Instant::now();
+            let probed = shared.log.probe();
+            shared.log_written(probed.as_ref().copied());
         }
         let now = shared.clock.now();
         if self.greeted {

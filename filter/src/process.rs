@@ -81,6 +81,13 @@ impl Shared {
         if self.snapshot.load().installation().is_none() {
             return Some("no policy has come yet");
         }
+        // Where nothing enforces no call is refused for it: the gateway serves on.
+        if self.log_failing.load(Relaxed) && self.snapshot.load().enforced_limits().next().is_some() {
+            return Some(
+                "the admission log can't be written, see this gateway's own log; free space in logDirectory or make \
+                 it writable",
+            );
+        }
         if self.closing.load(Relaxed) {
             return Some("the ledger has closed this gateway's epoch; calls in flight are ending");
         }
