@@ -60,7 +60,8 @@ pub enum Admission {
     /// A cached no applies: refuse at once.
     No(No),
     /// No bounds are known for the window of this limit at this time: the operator has been away
-    /// longer than its windows reach. Refuse with `ledger_unavailable`.
+    /// longer than its windows reach, or a newer policy does not have the limit. Decide again by the newest;
+    /// if that changes nothing, refuse with `ledger_unavailable`.
     NoWindow(LimitKey),
 }
 
@@ -170,9 +171,10 @@ impl Gateway {
         let current = self.current.load();
         limits
             .iter()
-            // A limit that is not in force here was in a policy that has been replaced meanwhile.
-            .filter_map(|limit| Some((limit, current.get(limit)?)))
-            .map(|(limit, windows)| {
+            .map(|limit| {
+                // A limit that is not in force was in a policy that has been replaced meanwhile: whoever decided by
+                // that decides again. Skipped, the call would be charged to neither.
+                let windows = current.get(limit).map_or(&[][..], Vec::as_slice);
                 let (_, slice) = windows
                     .iter()
                     .find(|(bounds, _)| bounds.start <= now && now < bounds.end)
