@@ -5,13 +5,16 @@
 //! end, the log grows, a new stream is tried.
 
 mod link;
+mod outbox;
+mod tls;
 
 use crate::abi::{self, Level};
 use crate::log::{Tail, TailError};
 use crate::metrics::Kind;
 use crate::process::{Shared, random_epoch};
 use crate::status;
-use link::{Link, LinkEvent, Outbox};
+use link::{Link, LinkEvent};
+use outbox::{Outbox, Useless};
 use plimsoll_core::protocol::{FromGateway, FromLedger, LogState, PolicyAck, PolicyDelta, Welcome};
 use plimsoll_core::snapshot::Snapshot;
 use std::collections::HashSet;
@@ -20,8 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// The longest that the thread sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -62,16 +64,20 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<std::sync::mpsc::Receiver<()>> {
             if let Some(listener) = listener.and_then(|listener| TcpListener::from_std(listener).ok()) {
                 tokio::spawn(status::serve(listener, shared.clone()));
             }
-            // As a task of its own: a panic ends it, not the thread.
-            if tokio::spawn(run(shared.clone(), link)).await.is_err() || !shared.finishing.load(Relaxed) {
-                strand(&shared).await;
-            }
+            outlive(&shared, run(shared.clone(), link)).await;
         });
         // Its tasks hold the log; the next client may open it.
         drop(runtime);
         let _ = end.send(());
     })?;
     Ok(ended)
+}
+
+/// Runs the client as a task of its own: a panic ends that, not the thread.
+async fn outlive(shared: &Shared, client: impl Future<Output = ()> + Send + 'static) {
+    if tokio::spawn(client).await.is_err() || !shared.finishing.load(Relaxed) {
+        strand(shared).await;
+    }
 }
 
 /// The client has failed: nobody will answer a pause or read the log. What a budget matches is refused, the
@@ -124,6 +130,7 @@ async fn run(shared: Arc<Shared>, link: Link) {
                 None => return,
             },
             () = client.shared.wake.notified() => {}
+            () = outbox::room(client.outbox.as_ref().and_then(Outbox::awaited)) => {}
             () = tokio::time::sleep(sleep) => {}
         }
     }
@@ -150,7 +157,9 @@ struct Client {
 /// How far a clean end has come.
 struct Farewell {
     begun: Instant,
-    /// Close is said; the stream is kept open until the ledger ends it.
+    /// Close is the last that waits to be said, or said.
+    said: bool,
+    /// Close is sent; the stream is kept open until the ledger ends it.
     closed: Option<oneshot::Sender<()>>,
     /// The stream is gone.
     broken: bool,
@@ -343,7 +352,16 @@ impl Client {
         if self.greeted {
             self.read_log();
         }
-        let said = shared.gateway.tick(now);
+        self.flush();
+        // What waits for room is said first: a tick's messages follow from those before it. After Close nothing is.
+        let may_speak = self.outbox.as_ref().is_none_or(Outbox::is_flushed)
+            && !self.farewell.as_ref().is_some_and(|farewell| farewell.said);
+        let said = if may_speak {
+            shared.gateway.tick(now)
+        } else {
+            shared.gateway.serve(now);
+            Vec::new()
+        };
         let reports = said.iter().any(|message| matches!(message, FromGateway::Report(_)));
         for message in said {
             self.say(message);
@@ -351,8 +369,12 @@ impl Client {
         for id in shared.gateway.wakes() {
             shared.waiters.wake(id);
         }
-        if self.greeted {
+        if self.greeted && may_speak {
             self.say_decisions(reports);
+        }
+        if self.outbox.as_ref().is_some_and(|outbox| !outbox.is_flushed()) {
+            // Room wakes it; what the gateway would say next has to wait.
+            return READ_LOG;
         }
         let next = u64::try_from(shared.gateway.next(now).since(now)).unwrap_or(0);
         Duration::from_millis(next.max(1)).min(LONGEST_SLEEP)
@@ -369,7 +391,7 @@ impl Client {
         }
         self.last_decisions = Instant::now();
         // They wait for a place in the outbox: they are said once.
-        while self.outbox.as_ref().is_some_and(|outbox| outbox.queue.capacity() > 0) {
+        while self.outbox.as_ref().is_some_and(Outbox::has_room) {
             let decisions = self.shared.decisions.take(DECISIONS);
             if decisions.is_empty() {
                 return;
@@ -385,7 +407,7 @@ impl Client {
             // Nothing is in force any more: all that is free goes back.
             shared.gateway.set_policy([], []);
             shared.gateway.hurry();
-            Farewell { begun: Instant::now(), closed: None, broken: false, heard: false }
+            Farewell { begun: Instant::now(), said: false, closed: None, broken: false, heard: false }
         });
         if farewell.closed.is_some() {
             if !farewell.broken && farewell.begun.elapsed() <= FAREWELL {
@@ -403,6 +425,16 @@ impl Client {
             // Else Close may not have come: the next start asks with the log as it is.
             return true;
         }
+        if farewell.said {
+            let over = farewell.begun.elapsed() > FAREWELL;
+            // None: the stream broke just now.
+            let Some(outbox) = self.outbox.take_if(|outbox| outbox.is_flushed()) else {
+                return over || self.outbox.is_none();
+            };
+            self.greeted = false;
+            farewell.closed = Some(outbox.close());
+            return false;
+        }
         let in_use = shared.in_flight.load(SeqCst) > 0 || shared.log.delayed() > 0;
         if !self.greeted || in_use || farewell.begun.elapsed() > FAREWELL {
             // The log goes on at the next start.
@@ -416,13 +448,10 @@ impl Client {
                 self.say(message);
             }
             self.say(FromGateway::Close);
-            self.greeted = false;
-            // None: the stream broke just now.
-            let Some(Outbox { open, .. }) = self.outbox.take() else { return true };
-            // Without a queue the link knows that nothing more comes; what is queued is sent first.
             if let Some(farewell) = &mut self.farewell {
-                farewell.closed = Some(open);
+                farewell.said = true;
             }
+            return self.finish();
         }
         false
     }
@@ -483,27 +512,80 @@ impl Client {
     }
 
     fn say(&mut self, message: FromGateway) {
-        let Some(outbox) = &self.outbox else { return };
-        let kind = message.kind();
-        match outbox.queue.try_send(message) {
-            Ok(()) => {
-                self.shared.metrics.said.get_or_create(&Kind { kind }).inc();
-            }
-            Err(TrySendError::Full(_)) => {
-                // The peer does not read. A message left out could be one that is not said again, so the stream
-                // ends here; on the next one everything is.
-                abi::log(
-                    Level::Warn,
-                    "plimsoll: the ledger does not take its messages; the stream is opened anew",
-                );
-                self.disconnect();
-            }
-            Err(TrySendError::Closed(_)) => self.disconnect(),
+        let Some(outbox) = &mut self.outbox else { return };
+        outbox.say(message, Instant::now());
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let Some(outbox) = &mut self.outbox else { return };
+        let said = &self.shared.metrics.said;
+        let count = |kind| {
+            said.get_or_create(&Kind { kind }).inc();
+        };
+        match outbox.flush(Instant::now(), count) {
+            Ok(()) => return,
+            // On the next stream everything that was not heard is said again.
+            Err(Useless::Stuck) => abi::log(
+                Level::Warn,
+                "plimsoll: the ledger does not take its messages; the stream is opened anew",
+            ),
+            Err(Useless::Ended) => {}
         }
+        self.disconnect();
     }
 }
 
 /// What Hello says of the log: only a process's first one speaks of what was found.
 pub(crate) fn log_state(shared: &Shared) -> LogState {
     if shared.hmac_key.get().is_some() { LogState::Intact } else { shared.found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use plimsoll_core::account::{Charge, LimitKey, Unit};
+    use plimsoll_core::gateway::{Admission, Resumed};
+    use plimsoll_core::ids::{ObjectName, UnixMs};
+    use plimsoll_core::policy::Bounds;
+
+    #[test]
+    fn a_client_that_panics_ends_every_pause_and_takes_its_gateway_out_of_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "gatewayId": "g", "logDirectory": dir.path(), "operators": ["127.0.0.1:1"], "plainText": true,
+        });
+        let config = Config::read(config.to_string().as_bytes()).unwrap();
+        let shared = crate::process::share(config).unwrap();
+        let limit = LimitKey {
+            budget: ObjectName::new("finance", "all"),
+            limit: "total".into(),
+            unit: Unit::Requests,
+            window: "Total@UTC".into(),
+        };
+        let always = Bounds { start: UnixMs(0), end: UnixMs::NEVER };
+        shared.gateway.set_policy([limit.clone()], [("Total@UTC".to_owned(), vec![always])]);
+        let (limits, reserve) = ([limit], Charge { requests: 1, ..Charge::default() });
+        assert!(matches!(shared.gateway.admit(&limits, &reserve, UnixMs(1)), Admission::Short));
+        let id = shared.gateway.pause(&limits, &reserve, UnixMs(1));
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let failed = outlive(&shared, async { std::panic::resume_unwind(Box::new("a client")) });
+            let seen = async {
+                let ended = loop {
+                    if let Some(resumed) = shared.gateway.resume(id) {
+                        break resumed;
+                    }
+                    tokio::task::yield_now().await;
+                };
+                assert!(matches!(ended, Resumed::Unanswered), "{ended:?}");
+                assert!(shared.not_ready().unwrap().contains("client has failed"));
+                assert!(shared.count().is_none(), "nothing is admitted any more");
+                shared.finishing.store(true, Relaxed);
+            };
+            tokio::join!(failed, seen);
+        });
+    }
 }

@@ -368,9 +368,8 @@ impl Gateway {
 
     /// Client thread: what must be said now; call it after every event, when woken, and at [`Gateway::next`].
     pub fn tick(&self, now: UnixMs) -> Vec<FromGateway> {
+        self.serve(now);
         let mut state = self.state();
-        state.waiting.resolve_ended(now, |limits, reserve| self.parts(limits, reserve, now).ok());
-        state.waiting.serve(now);
         let mut said = Vec::new();
         if !state.connected {
             return said;
@@ -402,6 +401,14 @@ impl Gateway {
         }
         said.extend(asks.into_iter().map(FromGateway::Ask));
         said
+    }
+
+    /// Client thread, instead of a tick while earlier messages still wait to be sent: who can go on goes on, pauses
+    /// end, nothing new is said.
+    pub fn serve(&self, now: UnixMs) {
+        let mut state = self.state();
+        state.waiting.resolve_ended(now, |limits, reserve| self.parts(limits, reserve, now).ok());
+        state.waiting.serve(now);
     }
 
     /// Client thread: the paused requests to wake (commit their schedulers). Each id comes once.

@@ -153,10 +153,16 @@ fn a_slow_client_is_waited_for() {
         HELLO.len()
     );
     stream.write_all(head.as_bytes()).unwrap();
+    // Piece by piece: the next one when Envoy has read the one before.
+    let mut sent = u64::try_from(head.len()).unwrap();
     for piece in HELLO.as_bytes().chunks(7) {
         stream.write_all(piece).unwrap();
-        stream.flush().unwrap();
-        std::thread::sleep(Duration::from_millis(20));
+        sent += u64::try_from(piece.len()).unwrap();
+        wait_until("Envoy's reading", SOON, || {
+            let read = world.stat("http.x.downstream_cx_rx_bytes_total");
+            if read >= sent { Ok(()) } else { Err(format!("{read} of {sent}")) }
+        })
+        .unwrap();
     }
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

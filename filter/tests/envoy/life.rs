@@ -46,11 +46,17 @@ fn an_epoch_ends_though_observed_calls_never_stop() {
     let port = world.port;
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // Each takes 2.5 s and begins 0.8 s after another: some are always in flight.
+        // Each takes five events and begins two after another: some are always in flight.
         for i in 0..3 {
             let over = &over;
+            let sent = world.provider.events.clone();
             scope.spawn(move || {
-                std::thread::sleep(Duration::from_millis(800 * i));
+                // Two events after the one before it: never all of them between two calls.
+                wait_until("events", SOON, || {
+                    let events = sent.load(std::sync::atomic::Ordering::Relaxed);
+                    if events >= 2 * i { Ok(()) } else { Err(format!("{events} events")) }
+                })
+                .unwrap();
                 while !over.load(std::sync::atomic::Ordering::Relaxed) {
                     let headers = [("content-type", "application/json"), ("x-test", "sse-slow")];
                     let path = "/v1/chat/completions";
@@ -65,7 +71,8 @@ fn an_epoch_ends_though_observed_calls_never_stop() {
                 }
             });
         }
-        std::thread::sleep(Duration::from_secs(3));
+        // Each has ended once and begun again.
+        wait_got(&world, 6);
         world.ledger.stop();
         world.ledger.supersede("gateway-1");
         world.ledger.serve();
@@ -123,4 +130,24 @@ fn a_gateway_whose_epoch_was_closed_begins_a_new_one() {
     assert_eq!(world.chat("json", HELLO).status, 200, "{}", world.log_text());
     assert_eq!(world.rows(2).len(), 2);
     assert_eq!(world.ledger.epochs(), 3);
+}
+
+#[test]
+fn a_gateway_whose_close_is_lost_goes_on_in_its_epoch_and_loses_nothing() {
+    let mut world = enforcing(1_000_000_000);
+    for _ in 0..3 {
+        assert_eq!(world.chat("json", HELLO).status, 200);
+    }
+    world.ledger.lose_close(true);
+    let envoy = world.envoy.as_mut().unwrap();
+    envoy.process.terminate(SOON).unwrap();
+    world.envoy = None;
+    assert_eq!((world.ledger.heard("close"), world.ledger.rows().len()), (1, 3), "{}", world.log_text());
+    assert_eq!(world.ledger.outstanding(), (1, 0), "all is returned, but the epoch is open");
+    world.ledger.lose_close(false);
+    world.start();
+    world.wait_ready();
+    assert_eq!(world.chat("json", HELLO).status, 200);
+    world.rows(4);
+    assert_eq!((world.ledger.settled(), world.ledger.epochs()), (4 * COST, 1));
 }

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod calls;
+mod client;
 mod life;
 mod log;
 mod outage;
@@ -13,12 +14,16 @@ mod world;
 use plimsoll_core::account::{Charge, Unit};
 use plimsoll_core::ids::ObjectName;
 use plimsoll_core::money::NanoUsd;
-use plimsoll_core::policy::{Budget, Enforcement, Limit, Pattern, PolicyKey, PolicyVersion};
+use plimsoll_core::policy::{
+    Budget, Enforcement, Limit, Pattern, PolicyKey, PolicyObject, PolicyVersion, WindowBounds,
+};
 use plimsoll_core::protocol::Outcome;
+use plimsoll_core::window::WindowSpec;
 use plimsoll_sim::harness::wait_until;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use world::ledger::now;
 use world::provider::{DONE, EVENT, JSON, USAGE_EVENT};
 use world::{SOON, World, budget, policy, raw};
 

@@ -88,6 +88,10 @@ fn a_steady_load_costs_the_ledger_few_messages() {
         assert_eq!(world.chat("json", HELLO).status, 200);
     }
     let messages = world.ledger.messages() - before;
-    assert!(messages <= 50, "{messages} messages for 1,000 calls");
+    assert!(
+        messages <= 50,
+        "{messages} messages for 1,000 calls: {}",
+        world.metric("plimsoll_gateway_ledger")
+    );
     assert_eq!(world.rows(1_001).len(), 1_001);
 }

@@ -126,3 +126,59 @@ fn a_row_names_every_limit_that_it_is_charged_to_and_every_budget_that_observes_
     // Each in its unit: the money and one request where it is enforced, the money where it is observed.
     assert_eq!(world.ledger.settled(), (COST + 1) + 2 * COST);
 }
+
+#[test]
+fn a_policy_that_changes_between_decision_and_admission_fails_no_call() {
+    let world = enforcing(1_000_000_000);
+    // The same budget, with its limit in one window and then in the other: whoever decides by one policy may
+    // come to slices of the other.
+    let of_window = |window: &str| {
+        let mut changed: (PolicyKey, Budget) = budget(1_000_000_000);
+        changed.1.limits[0].window = window.to_owned();
+        let mut objects = policy(Enforcement::Enforce, &[changed]);
+        let spec: WindowSpec = window.parse().unwrap();
+        let bounds = WindowBounds { bounds: vec![spec.bounds(now())] };
+        objects.retain(|object| !matches!(object.key, PolicyKey::Window(_)));
+        objects.push(PolicyObject::encode(PolicyKey::Window(window.to_owned()), &bounds));
+        objects
+    };
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let calls = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut calls = 0;
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        let answer = world.chat("json", HELLO);
+                        assert_eq!(answer.status, 200, "after {calls}: {}", answer.body);
+                        calls += 1;
+                    }
+                    calls
+                })
+            })
+            .collect();
+        for i in 0..40 {
+            let acks = world.ledger.acks().len();
+            world.ledger.set_policy(of_window(["Year@UTC", "Total@UTC"][i % 2]));
+            wait_until("the acknowledgement", SOON, || {
+                if world.ledger.acks().len() > acks { Ok(()) } else { Err(world.log_text()) }
+            })
+            .unwrap();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        callers.into_iter().map(|caller| caller.join().unwrap()).sum::<usize>()
+    });
+    let rows = world.rows(calls);
+    assert_eq!(rows.len(), calls);
+    // Who waited for a limit that went waits for nothing then; everybody else is charged by one of the policies.
+    let (charged, free): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.accounts.len() == 1);
+    assert!(free.iter().all(|row| row.accounts.is_empty()), "{free:?}");
+    let paused = world.metric("plimsoll_gateway_paused_total");
+    let paused: usize = paused.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(
+        free.len() <= paused,
+        "{} of {calls} calls were charged nowhere, {paused} had paused",
+        free.len()
+    );
+    assert_eq!(world.ledger.settled(), COST * i64::try_from(charged.len()).unwrap());
+}
