@@ -18,8 +18,10 @@ pub enum Refusal {
     Exhausted(Box<Short>),
     /// 429 `rate_limited`: the rest of a limit is reserved by calls in flight; a retry soon may help.
     Contended(Box<Short>),
-    /// 503 `ledger_unavailable`: the ledger did not answer, or the gateway's log can't be written.
+    /// 503 `ledger_unavailable`: the ledger did not answer.
     LedgerUnavailable,
+    /// 503 `ledger_unavailable`: the gateway's log can't be written, so nothing would prove that the call left.
+    LogUnwritable,
     /// 503 `not_ready`: the gateway has no policy yet.
     NotReady,
     /// 400 `invalid_request`: the body or a header can't be read.
@@ -211,7 +213,7 @@ impl Refusal {
         match self {
             Self::Exhausted(_) => "budget_exceeded",
             Self::Contended(_) => "rate_limited",
-            Self::LedgerUnavailable => "ledger_unavailable",
+            Self::LedgerUnavailable | Self::LogUnwritable => "ledger_unavailable",
             Self::NotReady => "not_ready",
             Self::Invalid(_) => "invalid_request",
             Self::TooLarge { .. } => "request_too_large",
@@ -235,7 +237,10 @@ impl Refusal {
             Self::ModelNotFound { .. } | Self::UnknownPath { .. } => 404,
             Self::TooLarge { .. } => 413,
             Self::Exhausted(_) | Self::Contended(_) => 429,
-            Self::LedgerUnavailable | Self::NotReady | Self::ModelUnavailable { .. } => 503,
+            Self::LedgerUnavailable
+            | Self::LogUnwritable
+            | Self::NotReady
+            | Self::ModelUnavailable { .. } => 503,
         }
     }
 
@@ -281,9 +286,11 @@ impl Refusal {
 
     fn retry(&self) -> Retry {
         match self {
-            Self::Contended(_) | Self::LedgerUnavailable | Self::NotReady | Self::ModelUnavailable { .. } => {
-                Retry::Soon
-            }
+            Self::Contended(_)
+            | Self::LedgerUnavailable
+            | Self::LogUnwritable
+            | Self::NotReady
+            | Self::ModelUnavailable { .. } => Retry::Soon,
             _ => Retry::Never,
         }
     }
@@ -325,6 +332,11 @@ impl Refusal {
             Self::LedgerUnavailable => {
                 "Plimsoll's ledger did not answer in time, and this gateway holds too little \
                  of a budget that matches. The call was not sent. Retry."
+                    .to_owned()
+            }
+            Self::LogUnwritable => {
+                "This gateway can't write its admission log (is its disk full, or read-only?), and without it a \
+                 budget that matches could be overrun. The call was not sent. Retry: another gateway may serve it."
                     .to_owned()
             }
             Self::NotReady => {

@@ -632,3 +632,14 @@ unused_hook! {
     envoy_dynamic_module_on_http_filter_http_stream_complete(FilterPtr, *const c_void, u64);
     envoy_dynamic_module_on_http_filter_http_stream_reset(FilterPtr, *const c_void, u64, u32);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::caught;
+
+    #[test]
+    fn a_hook_that_panics_does_not_take_envoy_with_it() {
+        assert_eq!(caught("hook", || 1), Some(1));
+        assert_eq!(caught::<u32>("hook", || std::panic::resume_unwind(Box::new("a hook"))), None);
+    }
+}

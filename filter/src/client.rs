@@ -5,13 +5,17 @@
 //! end, the log grows, a new stream is tried.
 
 mod link;
+mod outbox;
+mod strand;
+mod tls;
 
 use crate::abi::{self, Level};
 use crate::log::{Tail, TailError};
 use crate::metrics::Kind;
 use crate::process::{Shared, random_epoch};
 use crate::status;
-use link::{Link, LinkEvent, Outbox};
+use link::{Link, LinkEvent};
+use outbox::{Outbox, Useless};
 use plimsoll_core::protocol::{FromGateway, FromLedger, LogState, PolicyAck, PolicyDelta, Welcome};
 use plimsoll_core::snapshot::Snapshot;
 use std::collections::HashSet;
@@ -19,12 +23,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
+use strand::outlive;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// The longest that the thread sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How often a log that could not be written is tried.
+const PROBE: Duration = Duration::from_secs(1);
 /// How often the log is read when nobody waits.
 const READ_LOG: Duration = Duration::from_millis(100);
 /// Rows read from the log at once.
@@ -60,37 +66,13 @@ pub fn spawn(shared: Arc<Shared>) -> io::Result<std::sync::mpsc::Receiver<()>> {
             if let Some(listener) = listener.and_then(|listener| TcpListener::from_std(listener).ok()) {
                 tokio::spawn(status::serve(listener, shared.clone()));
             }
-            // As a task of its own: a panic ends it, not the thread.
-            if tokio::spawn(run(shared.clone(), link)).await.is_err() || !shared.finishing.load(Relaxed) {
-                strand(&shared).await;
-            }
+            outlive(&shared, run(shared.clone(), link)).await;
         });
         // Its tasks hold the log; the next client may open it.
         drop(runtime);
         let _ = end.send(());
     })?;
     Ok(ended)
-}
-
-/// The client has failed: nobody will answer a pause or read the log. What a budget matches is refused, the
-/// log is kept for the next start.
-async fn strand(shared: &Shared) {
-    shared.closing.store(true, SeqCst);
-    shared.stranded.store(true, Relaxed);
-    shared.metrics.connected.set(0);
-    abi::log(
-        Level::Error,
-        "plimsoll: the client has failed; calls that a budget matches are refused until this gateway is restarted. \
-         Please report it",
-    );
-    while !shared.finishing.load(Relaxed) {
-        // Calls that were counted before it was closing may still pause.
-        shared.gateway.end_pauses();
-        for id in shared.gateway.wakes() {
-            shared.waiters.wake(id);
-        }
-        tokio::time::sleep(READ_LOG).await;
-    }
 }
 
 async fn run(shared: Arc<Shared>, link: Link) {
@@ -104,6 +86,7 @@ async fn run(shared: Arc<Shared>, link: Link) {
         outbox: None,
         last_read: None,
         last_decisions: Instant::now(),
+        last_probe: Instant::now(),
         farewell: None,
         shared,
     };
@@ -121,6 +104,7 @@ async fn run(shared: Arc<Shared>, link: Link) {
                 None => return,
             },
             () = client.shared.wake.notified() => {}
+            () = outbox::room(client.outbox.as_ref().and_then(Outbox::awaited)) => {}
             () = tokio::time::sleep(sleep) => {}
         }
     }
@@ -140,13 +124,16 @@ struct Client {
     outbox: Option<Outbox>,
     last_read: Option<Instant>,
     last_decisions: Instant,
+    last_probe: Instant,
     farewell: Option<Farewell>,
 }
 
 /// How far a clean end has come.
 struct Farewell {
     begun: Instant,
-    /// Close is said; the stream is kept open until the ledger ends it.
+    /// Close is the last that waits to be said, or said.
+    said: bool,
+    /// Close is sent; the stream is kept open until the ledger ends it.
     closed: Option<oneshot::Sender<()>>,
     /// The stream is gone.
     broken: bool,
@@ -329,12 +316,26 @@ impl Client {
         if shared.log.delayed() > 0 {
             let retried = shared.log.retry();
             shared.log_written(retried.as_ref().copied());
+        } else if shared.log_failing.load(Relaxed) && self.last_probe.elapsed() >= PROBE {
+            // No call may come to tell: this gateway is not ready.
+            self.last_probe = Instant::now();
+            let probed = shared.log.probe();
+            shared.log_written(probed.as_ref().copied());
         }
         let now = shared.clock.now();
         if self.greeted {
             self.read_log();
         }
-        let said = shared.gateway.tick(now);
+        self.flush();
+        // What waits for room is said first: a tick's messages follow from those before it. After Close nothing is.
+        let may_speak = self.outbox.as_ref().is_none_or(Outbox::is_flushed)
+            && !self.farewell.as_ref().is_some_and(|farewell| farewell.said);
+        let said = if may_speak {
+            shared.gateway.tick(now)
+        } else {
+            shared.gateway.serve(now);
+            Vec::new()
+        };
         let reports = said.iter().any(|message| matches!(message, FromGateway::Report(_)));
         for message in said {
             self.say(message);
@@ -342,8 +343,12 @@ impl Client {
         for id in shared.gateway.wakes() {
             shared.waiters.wake(id);
         }
-        if self.greeted {
+        if self.greeted && may_speak {
             self.say_decisions(reports);
+        }
+        if self.outbox.as_ref().is_some_and(|outbox| !outbox.is_flushed()) {
+            // Room wakes it; what the gateway would say next has to wait.
+            return READ_LOG;
         }
         let next = u64::try_from(shared.gateway.next(now).since(now)).unwrap_or(0);
         Duration::from_millis(next.max(1)).min(LONGEST_SLEEP)
@@ -360,7 +365,7 @@ impl Client {
         }
         self.last_decisions = Instant::now();
         // They wait for a place in the outbox: they are said once.
-        while self.outbox.as_ref().is_some_and(|outbox| outbox.queue.capacity() > 0) {
+        while self.outbox.as_ref().is_some_and(Outbox::has_room) {
             let decisions = self.shared.decisions.take(DECISIONS);
             if decisions.is_empty() {
                 return;
@@ -376,7 +381,7 @@ impl Client {
             // Nothing is in force any more: all that is free goes back.
             shared.gateway.set_policy([], []);
             shared.gateway.hurry();
-            Farewell { begun: Instant::now(), closed: None, broken: false, heard: false }
+            Farewell { begun: Instant::now(), said: false, closed: None, broken: false, heard: false }
         });
         if farewell.closed.is_some() {
             if !farewell.broken && farewell.begun.elapsed() <= FAREWELL {
@@ -394,6 +399,16 @@ impl Client {
             // Else Close may not have come: the next start asks with the log as it is.
             return true;
         }
+        if farewell.said {
+            let over = farewell.begun.elapsed() > FAREWELL;
+            // None: the stream broke just now.
+            let Some(outbox) = self.outbox.take_if(|outbox| outbox.is_flushed()) else {
+                return over || self.outbox.is_none();
+            };
+            self.greeted = false;
+            farewell.closed = Some(outbox.close());
+            return false;
+        }
         let in_use = shared.in_flight.load(SeqCst) > 0 || shared.log.delayed() > 0;
         if !self.greeted || in_use || farewell.begun.elapsed() > FAREWELL {
             // The log goes on at the next start.
@@ -407,13 +422,10 @@ impl Client {
                 self.say(message);
             }
             self.say(FromGateway::Close);
-            self.greeted = false;
-            // None: the stream broke just now.
-            let Some(Outbox { open, .. }) = self.outbox.take() else { return true };
-            // Without a queue the link knows that nothing more comes; what is queued is sent first.
             if let Some(farewell) = &mut self.farewell {
-                farewell.closed = Some(open);
+                farewell.said = true;
             }
+            return self.finish();
         }
         false
     }
@@ -474,23 +486,27 @@ impl Client {
     }
 
     fn say(&mut self, message: FromGateway) {
-        let Some(outbox) = &self.outbox else { return };
-        let kind = message.kind();
-        match outbox.queue.try_send(message) {
-            Ok(()) => {
-                self.shared.metrics.said.get_or_create(&Kind { kind }).inc();
-            }
-            Err(TrySendError::Full(_)) => {
-                // The peer does not read. A message left out could be one that is not said again, so the stream
-                // ends here; on the next one everything is.
-                abi::log(
-                    Level::Warn,
-                    "plimsoll: the ledger does not take its messages; the stream is opened anew",
-                );
-                self.disconnect();
-            }
-            Err(TrySendError::Closed(_)) => self.disconnect(),
+        let Some(outbox) = &mut self.outbox else { return };
+        outbox.say(message, Instant::now());
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let Some(outbox) = &mut self.outbox else { return };
+        let said = &self.shared.metrics.said;
+        let count = |kind| {
+            said.get_or_create(&Kind { kind }).inc();
+        };
+        match outbox.flush(Instant::now(), count) {
+            Ok(()) => return,
+            // On the next stream everything that was not heard is said again.
+            Err(Useless::Stuck) => abi::log(
+                Level::Warn,
+                "plimsoll: the ledger does not take its messages; the stream is opened anew",
+            ),
+            Err(Useless::Ended) => {}
         }
+        self.disconnect();
     }
 }
 

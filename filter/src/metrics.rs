@@ -21,6 +21,8 @@ pub struct Kind {
 pub struct Metrics {
     /// Calls that were sent to a backend and metered.
     pub sent: Counter,
+    /// Of these, calls that no budget matches, enforcing or observing.
+    pub unbudgeted: Counter,
     /// Requests that passed unmetered.
     pub passed: Counter,
     /// Refusals by code.
@@ -73,6 +75,7 @@ impl Metrics {
             }};
         }
         let sent: Counter = register!("sent", "Calls sent to a backend and metered");
+        let unbudgeted: Counter = register!("unbudgeted", "Calls sent that no budget matches");
         let passed: Counter = register!("passed", "Requests passed on unmetered");
         let refused: Family<Kind, Counter> = register!("refused", "Refused calls by code");
         let paused: Counter = register!("paused", "Calls that waited for the ledger");
@@ -95,6 +98,7 @@ impl Metrics {
         Self {
             completed,
             sent,
+            unbudgeted,
             passed,
             refused,
             paused,

@@ -20,7 +20,7 @@ use plimsoll_core::snapshot::Snapshot;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -28,7 +28,8 @@ use tokio::sync::Notify;
 /// What a filter configuration and its filters hold.
 pub type Configured = Arc<Shared>;
 
-/// How long the end of the last configuration waits for the ledger to hear of it.
+/// How long the end of the last configuration waits for the ledger to hear of it; a little longer than the client
+/// takes for it at most.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What all requests share.
@@ -80,6 +81,13 @@ impl Shared {
         }
         if self.snapshot.load().installation().is_none() {
             return Some("no policy has come yet");
+        }
+        // Where nothing enforces no call is refused for it: the gateway serves on.
+        if self.log_failing.load(Relaxed) && self.snapshot.load().enforced_limits().next().is_some() {
+            return Some(
+                "the admission log can't be written, see this gateway's own log; free space in logDirectory or make \
+                 it writable",
+            );
         }
         if self.closing.load(Relaxed) {
             return Some("the ledger has closed this gateway's epoch; calls in flight are ending");
@@ -147,7 +155,7 @@ impl Drop for Counted {
 
 struct Running {
     shared: Configured,
-    /// Filter configurations that lead here.
+    /// Filter configurations that lead here; none: it ends.
     configurations: usize,
     /// Says when the client thread has ended.
     ended: Receiver<()>,
@@ -162,11 +170,23 @@ fn process() -> MutexGuard<'static, Option<Running>> {
 /// What Envoy's configuration leads to. The first call opens the log and starts the client thread; each
 /// is undone by [`release`].
 ///
+/// While another configuration is in force this only counts. Where the last one is just going, it waits under the
+/// lock until that client has let go of the log: the two can't have one directory, and a configuration that Envoy
+/// gets refused here is not tried again.
+///
 /// # Errors
 /// Says what is wrong with the settings or the node.
 pub fn configure(bytes: &[u8]) -> Result<Configured, String> {
     let config = Config::read(bytes).map_err(|error| error.to_string())?;
     let mut process = process();
+    if process.as_ref().is_some_and(|running| running.configurations == 0) {
+        // It did not end in time for `release`; a disk that hangs, most likely.
+        let_go(&mut process).map_err(|()| {
+            "the client of the filter configuration before this one has not ended yet (does logDirectory's disk \
+             answer?); apply this one again"
+                .to_owned()
+        })?;
+    }
     if let Some(running) = process.as_mut() {
         if running.shared.config != config {
             return Err("filter_config differs from the one in force in this process; \
@@ -183,6 +203,11 @@ pub fn configure(bytes: &[u8]) -> Result<Configured, String> {
 
 /// A configuration is gone. With the last one the client returns what is held, closes the epoch where no
 /// call is in flight, and ends.
+///
+/// That is waited for, 3 s at most, in Envoy's thread and under the lock. Mostly Envoy is ending, and the process
+/// would be gone before the ledger has heard. If Envoy goes on (the filter was taken out of its last listener) no
+/// call needs this filter any more, and one thing alone can wait for the lock: a new configuration, which needs the
+/// log. A configuration that overlaps with another never waits: while one is left the count goes down, no more.
 pub fn release(configured: Configured) {
     drop(configured);
     let mut process = process();
@@ -191,13 +216,30 @@ pub fn release(configured: Configured) {
     if running.configurations == 0 {
         running.shared.finishing.store(true, Relaxed);
         running.shared.wake.notify_one();
-        // Too late or gone: the log stays as it is, and the next start goes on with it.
-        let _ = running.ended.recv_timeout(FAREWELL);
-        *process = None;
+        // Too late: it holds the log still, and a configuration that comes must know.
+        let _ = let_go(&mut process);
     }
 }
 
+/// Waits for the client that ends. Its log stays as it is then, and the next start goes on with it.
+fn let_go(process: &mut Option<Running>) -> Result<(), ()> {
+    if let Some(running) = process
+        && running.ended.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout)
+    {
+        return Err(());
+    }
+    *process = None;
+    Ok(())
+}
+
 fn start(config: Config) -> Result<(Configured, Receiver<()>), String> {
+    let shared = share(config)?;
+    let ended = client::spawn(shared.clone()).map_err(|error| format!("the client thread: {error}"))?;
+    Ok((shared, ended))
+}
+
+/// Opens the log, for a client that is not there yet.
+pub(crate) fn share(config: Config) -> Result<Configured, String> {
     let boot = boot_id().map_err(|error| format!("/proc/sys/kernel/random/boot_id: {error}"))?;
     let epoch = random_epoch().map_err(|error| format!("/dev/urandom: {error}"))?;
     let (log, found) = log::open(&config.log_directory, &boot, epoch).map_err(|error| error.to_string())?;
@@ -211,7 +253,7 @@ fn start(config: Config) -> Result<(Configured, Receiver<()>), String> {
     };
     let level = if matches!(found.state, LogState::Gap) { Level::Warn } else { Level::Info };
     abi::log(level, &format!("plimsoll: admission log in {}: {told}", config.log_directory.display()));
-    let shared = Arc::new(Shared {
+    Ok(Arc::new(Shared {
         gateway: Gateway::new(config.gateway_id.clone(), log.epoch()),
         snapshot: ArcSwap::default(),
         log: Arc::new(log),
@@ -228,9 +270,7 @@ fn start(config: Config) -> Result<(Configured, Receiver<()>), String> {
         finishing: AtomicBool::new(false),
         log_failing: AtomicBool::new(false),
         config,
-    });
-    let ended = client::spawn(shared.clone()).map_err(|error| format!("the client thread: {error}"))?;
-    Ok((shared, ended))
+    }))
 }
 
 fn boot_id() -> io::Result<String> {

@@ -60,7 +60,8 @@ pub enum Admission {
     /// A cached no applies: refuse at once.
     No(No),
     /// No bounds are known for the window of this limit at this time: the operator has been away
-    /// longer than its windows reach. Refuse with `ledger_unavailable`.
+    /// longer than its windows reach, or a newer policy does not have the limit. Decide again by the newest;
+    /// if that changes nothing, refuse with `ledger_unavailable`.
     NoWindow(LimitKey),
 }
 
@@ -171,9 +172,10 @@ impl Gateway {
         let current = self.current.load();
         limits
             .iter()
-            // A limit that is not in force here was in a policy that has been replaced meanwhile.
-            .filter_map(|limit| Some((limit, current.get(limit)?)))
-            .map(|(limit, windows)| {
+            .map(|limit| {
+                // A limit that is not in force was in a policy that has been replaced meanwhile: whoever decided by
+                // that decides again. Skipped, the call would be charged to neither.
+                let windows = current.get(limit).map_or(&[][..], Vec::as_slice);
                 let (_, slice) = windows
                     .iter()
                     .find(|(bounds, _)| bounds.start <= now && now < bounds.end)
@@ -367,9 +369,8 @@ impl Gateway {
 
     /// Client thread: what must be said now; call it after every event, when woken, and at [`Gateway::next`].
     pub fn tick(&self, now: UnixMs) -> Vec<FromGateway> {
+        self.serve(now);
         let mut state = self.state();
-        state.waiting.resolve_ended(now, |limits, reserve| self.parts(limits, reserve, now).ok());
-        state.waiting.serve(now);
         let mut said = Vec::new();
         if !state.connected {
             return said;
@@ -401,6 +402,14 @@ impl Gateway {
         }
         said.extend(asks.into_iter().map(FromGateway::Ask));
         said
+    }
+
+    /// Client thread, instead of a tick while earlier messages still wait to be sent: who can go on goes on, pauses
+    /// end, nothing new is said.
+    pub fn serve(&self, now: UnixMs) {
+        let mut state = self.state();
+        state.waiting.resolve_ended(now, |limits, reserve| self.parts(limits, reserve, now).ok());
+        state.waiting.serve(now);
     }
 
     /// Client thread: the paused requests to wake (commit their schedulers). Each id comes once.

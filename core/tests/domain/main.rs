@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod fixture;
+mod gateway;
 mod matching;
 mod meter;
 mod refusals;

@@ -82,11 +82,14 @@ fn a_budget_that_is_gone_meanwhile_still_refuses_in_words() {
 
 #[test]
 fn the_ledgers_absence_is_no_refusal_of_a_budget() {
-    for (refusal, code) in
-        [(Refusal::LedgerUnavailable, "ledger_unavailable"), (Refusal::NotReady, "not_ready")]
-    {
+    for (refusal, code, says) in [
+        (Refusal::LedgerUnavailable, "ledger_unavailable", "ledger did not answer"),
+        (Refusal::LogUnwritable, "ledger_unavailable", "can't write its admission log"),
+        (Refusal::NotReady, "not_ready", "no operator has answered"),
+    ] {
         let rendered = render(&refusal);
         assert_eq!((rendered.status, refusal.code()), (503, code));
+        assert!(rendered.body.contains(says), "{}", rendered.body);
         assert!(rendered.headers.contains(&("retry-after", "1".to_owned())));
     }
     assert_eq!(render(&Refusal::TooLarge { limit: 8 }).status, 413);

@@ -1,11 +1,12 @@
 //! The link: one gRPC stream to one of the operators, and the next one when it breaks.
 
 use super::log_state;
+use super::outbox::{Outbox, ROOM};
+use super::tls::TlsFiles;
 use crate::abi::{self, Level};
 use crate::config::Config;
 use crate::metrics::Kind;
 use crate::process::{Shared, random_epoch};
-use plimsoll_core::ids::Epoch;
 use plimsoll_core::protocol::{FromGateway, FromLedger};
 use plimsoll_wire::proto::{self, ledger_client::LedgerClient};
 use std::io;
@@ -15,10 +16,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 
-/// Messages on their way; a ledger that lets more wait is not there.
-const OUTBOX: usize = 1_024;
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long the Welcome may take.
 const GREET: Duration = Duration::from_secs(5);
@@ -42,66 +41,50 @@ pub(super) enum LinkEvent {
     },
 }
 
-/// Where messages of one stream go.
-#[derive(Debug)]
-pub(super) struct Outbox {
-    /// The epoch that its Hello spoke of.
-    pub epoch: Epoch,
-    /// The messages; dropped, the stream's own half ends once they are sent.
-    pub queue: mpsc::Sender<FromGateway>,
-    /// Dropped, the whole stream ends at once.
-    pub open: oneshot::Sender<()>,
-}
-
-/// Where the operators are.
+/// Where the operators are, and how they are talked to.
 pub(super) struct Link {
-    endpoints: Vec<Endpoint>,
+    operators: Vec<String>,
+    tls: Option<TlsFiles>,
 }
 
 impl Link {
+    /// # Errors
+    /// An operator's address or a TLS file can't be used.
     pub fn new(config: &Config) -> io::Result<Self> {
         // tonic finds it by feature; a second provider in the process must not make that ambiguous.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let tls = config.tls.as_ref().map(TlsFiles::read).transpose()?;
+        let mut link = Self { operators: config.operators.clone(), tls };
+        for operator in &config.operators {
+            link.endpoint(operator)?;
+        }
+        Ok(link)
+    }
+
+    /// For one connection.
+    fn endpoint(&mut self, operator: &str) -> io::Result<Endpoint> {
         let invalid =
-            |error: tonic::transport::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
-        let tls = match &config.tls {
-            None => None,
-            Some(files) => {
-                let read = |path: &std::path::Path| {
-                    std::fs::read(path)
-                        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-                };
-                let tls = ClientTlsConfig::new()
-                    .ca_certificate(Certificate::from_pem(read(&files.ca)?))
-                    .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?));
-                Some(match &files.server_name {
-                    Some(name) => tls.domain_name(name),
-                    None => tls,
-                })
-            }
-        };
-        let endpoints = config.operators.iter().map(|operator| {
-            let scheme = if tls.is_some() { "https" } else { "http" };
-            let endpoint = Endpoint::from_shared(format!("{scheme}://{operator}"))
-                .map_err(invalid)?
-                .connect_timeout(CONNECT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(PING)
-                .keep_alive_timeout(PING)
-                .keep_alive_while_idle(true);
-            match &tls {
-                Some(tls) => endpoint.tls_config(tls.clone()).map_err(invalid),
-                None => Ok(endpoint),
-            }
-        });
-        Ok(Self { endpoints: endpoints.collect::<io::Result<_>>()? })
+            |error: tonic::transport::Error| io::Error::new(io::ErrorKind::InvalidInput, causes(&error));
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{operator}"))
+            .map_err(invalid)?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .keep_alive_while_idle(true);
+        match &mut self.tls {
+            Some(tls) => tls.secure(&endpoint).map_err(invalid),
+            None => Ok(endpoint),
+        }
     }
 
     /// Keeps a stream open until nobody listens.
-    pub async fn run(self, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>) {
+    pub async fn run(mut self, shared: Arc<Shared>, events: mpsc::Sender<LinkEvent>) {
         let mut pause = FIRST_PAUSE;
         let mut told = false;
-        for endpoint in self.endpoints.iter().cycle() {
+        let operators = self.operators.clone();
+        for operator in operators.iter().cycle() {
             // What a Hello would say of an epoch that ends helps nobody.
             while shared.closing.load(SeqCst) {
                 if events.is_closed() {
@@ -109,21 +92,22 @@ impl Link {
                 }
                 tokio::time::sleep(FIRST_PAUSE).await;
             }
-            let ended = stream(endpoint, &shared, &events).await;
+            let ended = match self.endpoint(operator) {
+                Ok(endpoint) => stream(&endpoint, &shared, &events).await,
+                // It was usable at the start, and so was TLS.
+                Err(error) => Ended::Ungreeted(error.to_string()),
+            };
             let by_ledger = matches!(ended, Ended::Greeted { by_ledger: true, .. });
             match ended {
                 Ended::Greeted { why, .. } => {
-                    abi::log(
-                        Level::Warn,
-                        &format!("plimsoll: the ledger at {} is gone: {why}", endpoint.uri()),
-                    );
+                    abi::log(Level::Warn, &format!("plimsoll: the ledger at {operator} is gone: {why}"));
                     (pause, told) = (FIRST_PAUSE, false);
                 }
                 Ended::Ungreeted(why) => {
                     if !told {
                         abi::log(
                             Level::Warn,
-                            &format!("plimsoll: no ledger at {}: {why}; it is tried again", endpoint.uri()),
+                            &format!("plimsoll: no ledger at {operator}: {why}; it is tried again"),
                         );
                         told = true;
                     }
@@ -161,14 +145,14 @@ async fn stream(endpoint: &Endpoint, shared: &Shared, events: &mpsc::Sender<Link
         Ok(channel) => channel,
         Err(error) => return ungreeted(&causes(&error)),
     };
-    let (outbox, queue) = mpsc::channel(OUTBOX);
+    let (outbox, queue) = mpsc::channel(ROOM);
     let (open, left) = oneshot::channel();
     let mut hello = shared.gateway.hello(log_state(shared), shared.log.sequence());
     hello.policy = shared.snapshot.load().versions().collect();
     let epoch = hello.epoch;
     shared.metrics.said.get_or_create(&Kind { kind: "hello" }).inc();
     if outbox.send(FromGateway::Hello(hello)).await.is_err()
-        || events.send(LinkEvent::Opening(Outbox { epoch, queue: outbox, open })).await.is_err()
+        || events.send(LinkEvent::Opening(Outbox::new(epoch, outbox, open))).await.is_err()
     {
         return Ended::Unheard;
     }
@@ -233,7 +217,7 @@ async fn listen(
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -38,14 +38,15 @@ impl Filter {
                     self.shared.log_written(Err(&error));
                     if owed.reservation().is_some() {
                         drop(owed);
-                        let unavailable = Refusal::LedgerUnavailable;
-                        return self.refuse_call(stream, unavailable, &call, &head, None, paused_at);
+                        let unwritable = Refusal::LogUnwritable;
+                        return self.refuse_call(stream, unwritable, &call, &head, None, paused_at);
                     }
                     // The same; it is counted as a failure of the log.
                 }
             }
         }
         self.shared.metrics.sent.inc();
+        self.shared.metrics.unbudgeted.inc_by(u64::from(call.limits.is_empty() && call.observed.is_empty()));
         direct(stream, &call.passage, &head);
         if head.accepts_encoding {
             // What is compressed can't be metered.

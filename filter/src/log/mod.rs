@@ -7,6 +7,7 @@
 
 mod frame;
 mod open;
+mod probe;
 mod tail;
 #[cfg(test)]
 mod tests;

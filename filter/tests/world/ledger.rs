@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::transport::ServerTlsConfig;
 use tonic::{Request, Response, Status, Streaming};
 
 #[derive(Default)]
@@ -33,18 +34,26 @@ struct State {
     acks: Vec<PolicyAck>,
     /// Asks stay unanswered.
     mute: bool,
-    messages: u64,
+    /// Close is lost on the way, and the stream stays open.
+    lose_close: bool,
+    /// Welcomes that are on their way for as long as this is `Some`.
+    held: Option<Vec<(StreamId, LedgerMessage)>>,
+    /// What came, by kind.
+    heard: BTreeMap<&'static str, u64>,
 }
 
 pub struct Ledger {
     pub port: u16,
     state: Arc<Mutex<State>>,
     runtime: Option<tokio::runtime::Runtime>,
+    /// How it is served from the next [`Ledger::serve`] on.
+    pub tls: Option<ServerTlsConfig>,
 }
 
 struct Handle(Arc<Mutex<State>>);
 
-fn now() -> UnixMs {
+/// The ledger's time.
+pub fn now() -> UnixMs {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     UnixMs(i64::try_from(since.as_millis()).unwrap())
 }
@@ -87,12 +96,28 @@ impl State {
         self.store.decisions.extend(rows.decisions.into_iter().map(|(_, decision)| decision));
         for (stream, message) in messages {
             let welcome = matches!(message, FromLedger::Welcome(_));
-            if let Some((out, _)) = self.streams.get(&stream) {
-                let _ = out.send(Ok(message.into()));
+            match &mut self.held {
+                Some(held) if welcome => held.push((stream, message.into())),
+                _ => self.send(stream, message.into(), welcome),
             }
-            if welcome {
-                self.send_policy(stream, true);
-            }
+        }
+    }
+
+    fn send(&mut self, stream: StreamId, message: LedgerMessage, welcome: bool) {
+        if let Some((out, _)) = self.streams.get(&stream) {
+            let _ = out.send(Ok(message));
+        }
+        if welcome {
+            self.send_policy(stream, true);
+        }
+    }
+
+    /// Ends every stream, as an operator that restarts does.
+    fn end_streams(&mut self) {
+        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
+        for stream in streams {
+            self.streams.remove(&stream);
+            self.step(&[Event::Gone(stream)]);
         }
     }
 
@@ -126,14 +151,25 @@ impl Service for Handle {
             while let Ok(Some(message)) = said.message().await {
                 let message = FromGateway::try_from(message).unwrap();
                 let mut state = state.lock().unwrap();
-                state.messages += 1;
+                if !state.streams.contains_key(&stream) {
+                    return;
+                }
+                *state.heard.entry(message.kind()).or_default() += 1;
                 if let FromGateway::PolicyAck(ack) = &message {
                     state.acks.push(ack.clone());
                 }
-                if state.mute && matches!(message, FromGateway::Ask(_)) {
-                    continue;
+                let lost = match &message {
+                    FromGateway::Ask(_) => state.mute,
+                    FromGateway::Close => state.lose_close,
+                    _ => false,
+                };
+                if !lost {
+                    state.step(&[Event::Said(stream, message)]);
                 }
-                state.step(&[Event::Said(stream, message)]);
+            }
+            if state.lock().unwrap().lose_close {
+                // The gateway has said its last word; nobody here knows.
+                return;
             }
             let mut state = state.lock().unwrap();
             state.streams.remove(&stream);
@@ -155,11 +191,13 @@ impl Ledger {
             next: 0,
             acks: Vec::new(),
             mute: false,
-            messages: 0,
+            lose_close: false,
+            held: None,
+            heard: BTreeMap::new(),
         };
         state.step(&[Event::Limits(limits)]);
         let state = Arc::new(Mutex::new(state));
-        let mut ledger = Self { port: 0, state, runtime: None };
+        let mut ledger = Self { port: 0, state, runtime: None, tls: None };
         ledger.serve();
         ledger
     }
@@ -173,8 +211,13 @@ impl Ledger {
             .block_on(async move { tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap() });
         self.port = listener.local_addr().unwrap().port();
         let handle = Handle(self.state.clone());
+        let server = tonic::transport::Server::builder();
+        let mut server = match &self.tls {
+            Some(tls) => server.tls_config(tls.clone()).unwrap(),
+            None => server,
+        };
         runtime.spawn(async move {
-            let server = tonic::transport::Server::builder().add_service(LedgerServer::new(handle));
+            let server = server.add_service(LedgerServer::new(handle));
             let _ = server.serve_with_incoming(TcpListenerStream::new(listener)).await;
         });
         let state = self.state.clone();
@@ -195,12 +238,38 @@ impl Ledger {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
         }
+        self.end_streams();
+    }
+
+    /// Ends every stream; new ones are taken at once.
+    pub fn end_streams(&self) {
+        self.state.lock().unwrap().end_streams();
+    }
+
+    pub fn lose_close(&self, lose: bool) {
+        self.state.lock().unwrap().lose_close = lose;
+    }
+
+    /// From now on Welcomes are under way until [`Ledger::deliver_welcomes`].
+    pub fn hold_welcomes(&self) {
+        self.state.lock().unwrap().held = Some(Vec::new());
+    }
+
+    pub fn deliver_welcomes(&self) {
         let mut state = self.state.lock().unwrap();
-        let streams: Vec<StreamId> = state.streams.keys().copied().collect();
-        for stream in streams {
-            state.streams.remove(&stream);
-            state.step(&[Event::Gone(stream)]);
+        for (stream, welcome) in state.held.take().unwrap_or_default() {
+            state.send(stream, welcome, true);
         }
+    }
+
+    /// Streams that are open.
+    pub fn streams(&self) -> usize {
+        self.state.lock().unwrap().streams.len()
+    }
+
+    /// How many messages of a kind came.
+    pub fn heard(&self, kind: &str) -> u64 {
+        self.state.lock().unwrap().heard.get(kind).copied().unwrap_or(0)
     }
 
     pub fn set_policy(&self, policy: Vec<PolicyObject>) {
@@ -247,7 +316,7 @@ impl Ledger {
     }
 
     pub fn messages(&self) -> u64 {
-        self.state.lock().unwrap().messages
+        self.state.lock().unwrap().heard.values().sum()
     }
 
     pub fn epochs(&self) -> usize {

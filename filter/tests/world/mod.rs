@@ -245,6 +245,12 @@ impl World {
         page.body.lines().filter(|line| line.starts_with(name)).collect::<Vec<_>>().join("\n")
     }
 
+    /// One of Envoy's own counters.
+    pub fn stat(&self, name: &str) -> u64 {
+        let page = http::get(("127.0.0.1", self.admin), &format!("/stats?filter=^{name}$")).unwrap();
+        page.body.trim().rsplit(": ").next().and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
     /// A chat completion of the world's usual size; `test` tells the provider what to do.
     pub fn chat(&self, test: &str, body: &str) -> http::Page {
         self.post(&[("x-test", test)], body.as_bytes())

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ impl Got {
 pub struct Provider {
     pub port: u16,
     got: Arc<Mutex<Vec<Got>>>,
+    /// Events of streams that were sent.
+    pub events: Arc<AtomicU64>,
 }
 
 impl Provider {
@@ -34,16 +37,17 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let got = Arc::new(Mutex::new(Vec::new()));
-        let kept = got.clone();
+        let (kept, events) = (got.clone(), Arc::new(AtomicU64::new(0)));
+        let sent = events.clone();
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
-                let kept = kept.clone();
+                let (kept, sent) = (kept.clone(), sent.clone());
                 std::thread::spawn(move || {
-                    let _ = serve(connection, &kept);
+                    let _ = serve(connection, &kept, &sent);
                 });
             }
         });
-        Self { port, got }
+        Self { port, got, events }
     }
 
     pub fn got(&self) -> Vec<Got> {
@@ -51,7 +55,7 @@ impl Provider {
     }
 }
 
-fn serve(connection: TcpStream, got: &Mutex<Vec<Got>>) -> std::io::Result<()> {
+fn serve(connection: TcpStream, got: &Mutex<Vec<Got>>, events: &AtomicU64) -> std::io::Result<()> {
     // Answers go out in small writes.
     connection.set_nodelay(true)?;
     let mut out = connection.try_clone()?;
@@ -87,7 +91,7 @@ fn serve(connection: TcpStream, got: &Mutex<Vec<Got>>) -> std::io::Result<()> {
         }
         let test = request.header("x-test").unwrap_or("json").to_owned();
         got.lock().unwrap().push(request);
-        if !answer(&mut out, &test)? {
+        if !answer(&mut out, &test, events)? {
             return Ok(());
         }
     }
@@ -103,7 +107,7 @@ fn chunk(out: &mut TcpStream, text: &str) -> std::io::Result<()> {
 }
 
 /// Returns whether the connection stays.
-fn answer(out: &mut TcpStream, test: &str) -> std::io::Result<bool> {
+fn answer(out: &mut TcpStream, test: &str, events: &AtomicU64) -> std::io::Result<bool> {
     let whole = |out: &mut TcpStream, status: &str, body: &str| {
         write!(
             out,
@@ -129,6 +133,7 @@ fn answer(out: &mut TcpStream, test: &str) -> std::io::Result<bool> {
             for _ in 0..5 {
                 chunk(out, EVENT)?;
                 out.flush()?;
+                events.fetch_add(1, Ordering::Relaxed);
                 let pause = if test == "sse-slow" { 500 } else { 5 };
                 std::thread::sleep(Duration::from_millis(pause));
             }

@@ -96,8 +96,11 @@ impl Envoy {
     pub fn spawn(start: &Start<'_>) -> Result<Self, HarnessError> {
         let config = start.dir.join(format!("{}.yaml", start.name));
         std::fs::write(&config, start.bootstrap).map_err(at(&config))?;
-        let mut command = Command::new(find()?);
+        // Ignored signals stay ignored over exec: see `Process::limit_files`.
+        let mut command = Command::new("sh");
         command
+            .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"])
+            .arg(find()?)
             .arg("--config-path")
             .arg(&config)
             .args(["--concurrency", &start.concurrency.to_string()])

@@ -1,7 +1,7 @@
 //! One child process: its log, its end. Signals go to its own pid, never to a name or a group.
 
 use super::{HarnessError, at, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -128,6 +128,21 @@ impl Process {
     /// SIGCONT after [`Process::pause`].
     pub fn resume(&self) {
         self.signal(Signal::CONT);
+    }
+
+    /// From now on no file that it writes grows past `bytes`, as on a full disk: writes end short, then fail
+    /// (EFBIG). `None` takes the limit away. It must ignore SIGXFSZ.
+    ///
+    /// # Errors
+    /// When the process is gone, or this program's own limit is lower.
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<(), HarnessError> {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        let new = Rlimit { current: bytes.or(maximum), maximum };
+        match prlimit(pid, Resource::Fsize, new) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.ended(&error.to_string())),
+        }
     }
 
     /// Its CPU time so far, user and system, in microseconds (in steps of the kernel's 10 ms tick).
