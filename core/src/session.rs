@@ -13,12 +13,13 @@ use crate::ids::ObjectName;
 use crate::money::NanoUsd;
 use crate::policy::{self, Dialect, Enforcement, Installation, Model};
 use crate::price::{PriceVersion, Rates};
-use crate::protocol::Caller;
+use crate::protocol::{Caller, NONE};
 use crate::refusal::{Invalid, Refusal, Unpriced, UnpricedCall, repeated};
 use crate::snapshot::{BackendEntry, Resolved, RouteEntry, Snapshot};
 use openai::Request;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 /// What a request's headers say, read by the shell.
@@ -97,6 +98,8 @@ pub struct Call {
     pub timeout_ms: Option<u64>,
     /// Who called.
     pub caller: Caller,
+    /// The raw user id, for matching again.
+    user: RawUser,
     /// The `ModelRoute`; absent for a backend's model under its own name.
     pub route: Option<Arc<RouteEntry>>,
     /// The backend.
@@ -105,7 +108,33 @@ pub struct Call {
     pub model: String,
 }
 
+/// A raw user id: nothing may show it.
+#[derive(Clone)]
+struct RawUser(Option<Box<str>>);
+
+impl fmt::Debug for RawUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RawUser")
+    }
+}
+
 impl Call {
+    /// The limits that it is charged to under `snapshot`: while it was paused the policy may have changed.
+    ///
+    /// # Errors
+    /// [`Refusal::TooManyAccounts`].
+    pub fn limits_under(&self, snapshot: &Snapshot) -> Result<Vec<LimitKey>, Refusal> {
+        let Some(installation) = snapshot.installation() else { return Ok(Vec::new()) };
+        let traits = Traits {
+            namespace: &self.caller.namespace,
+            feature: &self.caller.feature,
+            user: self.user.0.as_deref().unwrap_or(NONE),
+            route: self.route(),
+            model: &self.model,
+        };
+        Matched::of(snapshot, installation, &traits).limits()
+    }
+
     /// The route's name; empty for a backend's model under its own name.
     #[must_use]
     pub fn route(&self) -> &str {
@@ -215,11 +244,7 @@ fn verdict(
     {
         return Err(Refusal::Unbudgeted { namespace: namespace.to_owned() });
     }
-    let limits: Vec<LimitKey> =
-        matched.enforcing.iter().flat_map(|budget| budget.limits.iter().cloned()).collect();
-    if limits.len() > MAX_ACCOUNTS {
-        return Err(Refusal::TooManyAccounts { matched: limits.len() });
-    }
+    let limits = matched.limits()?;
     let unpriced = unpriced(&request, chosen.model);
     if let Some(why) = unpriced {
         matched.admits_unpriced(&chosen, why)?;
@@ -250,6 +275,7 @@ fn verdict(
             .and_then(|route| route.body.timeout_ms)
             .filter(|_| installation.mode == Enforcement::Enforce),
         caller: dimensions.caller(hmac_key),
+        user: RawUser((dimensions.user != NONE).then(|| dimensions.user.as_ref().into())),
         route: chosen.route.cloned(),
         backend: chosen.backend.clone(),
         model: chosen.model.name.clone(),
@@ -366,6 +392,16 @@ impl<'s> Matched<'s> {
             (Enforcement::Observe, _) | (_, Enforcement::Observe) => matched.observing.push(budget),
         });
         matched
+    }
+
+    /// The limits of those that enforce.
+    fn limits(&self) -> Result<Vec<LimitKey>, Refusal> {
+        let limits: Vec<LimitKey> =
+            self.enforcing.iter().flat_map(|budget| budget.limits.iter().cloned()).collect();
+        if limits.len() > MAX_ACCOUNTS {
+            return Err(Refusal::TooManyAccounts { matched: limits.len() });
+        }
+        Ok(limits)
     }
 
     fn admits_unpriced(&self, chosen: &Chosen<'_>, why: Unpriced) -> Result<(), Refusal> {

@@ -13,11 +13,13 @@ use crate::abi::{Body, Headers, Stream};
 use crate::process::{Configured, Counted};
 use head::Captured;
 use owed::{Owed, Pause};
+use plimsoll_core::account::LimitKey;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::policy::{Dialect, Enforcement};
 use plimsoll_core::protocol::{Decision, No};
 use plimsoll_core::refusal::Refusal;
 use plimsoll_core::session::{self, Call, Verdict};
+use plimsoll_core::slice::Reservation;
 use plimsoll_core::snapshot::Snapshot;
 use response::InFlight;
 use send::accounts_at;
@@ -336,10 +338,27 @@ impl Filter {
             // What it was given went with its epoch: it waits on.
             return self.put(State::Paused(paused));
         };
-        let Paused { pause, call, head, since } = *paused;
+        let Paused { pause, mut call, head, since } = *paused;
         drop(pause);
         let snapshot = self.shared.snapshot.load_full();
         let next = match resumed {
+            Resumed::Admitted(reservation) if !covers(&reservation, &call, &snapshot) => {
+                // The policy changed while it waited: it is not charged to what it was decided by, but to what is
+                // in force now.
+                if reservation.release() {
+                    self.shared.wake.notify_one();
+                }
+                drop(counted);
+                match call.limits_under(&snapshot) {
+                    Ok(limits) => {
+                        call.limits = limits;
+                        let now = self.shared.clock.now();
+                        let taken = self.admit(&call, now);
+                        self.go_on(&mut stream, call, head, &snapshot, taken, now)
+                    }
+                    Err(refusal) => self.refuse_call(&mut stream, refusal, &call, &head, None, since),
+                }
+            }
             Resumed::Admitted(reservation) => {
                 let owed = Owed::new(&self.shared, counted, Some(reservation), call.reserve);
                 if owed.is_counted() {
@@ -444,6 +463,12 @@ struct Refused {
     accounts: Vec<plimsoll_core::account::AccountKey>,
     reserve: plimsoll_core::account::Charge,
     paused_at: Option<UnixMs>,
+}
+
+/// Whether `reservation` holds what `call` is charged to under `snapshot`.
+fn covers(reservation: &Reservation, call: &Call, snapshot: &Snapshot) -> bool {
+    let held = |limit: &LimitKey| reservation.accounts().any(|account| account.limit == *limit);
+    call.limits_under(snapshot).is_ok_and(|limits| limits.iter().all(held))
 }
 
 /// The whole body: borrowed where it stands in one piece.
