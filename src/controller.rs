@@ -6,6 +6,7 @@
 //! and ledger say they hold, never from what was meant.
 
 mod applied;
+mod conditions;
 pub mod memory;
 mod touched;
 
@@ -16,6 +17,7 @@ use crate::ledger::LedgerHandle;
 use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::{Batch, Change, Fault, Places};
+use conditions::Conditions;
 use memory::Memory;
 use plimsoll_api::ObjectId;
 use plimsoll_core::ids::{ObjectName, UnixMs};
@@ -96,7 +98,9 @@ struct Controller<K> {
     memory_fault: Option<Fault>,
     /// Of the last report: what is wrong with objects that can be read.
     problems: BTreeSet<Fault>,
-    report: Report,
+    report: Arc<Report>,
+    /// Condition lists, so that equal ones are held once.
+    conditions: Conditions,
     /// What the report was made of.
     applied: Applied,
     /// Budgets that were planned anew since the report.
@@ -171,7 +175,8 @@ impl<K: Sink> Controller<K> {
             config_fault: None,
             memory_fault: None,
             problems: BTreeSet::new(),
-            report: Report::default(),
+            report: Arc::default(),
+            conditions: Conditions::default(),
             applied: Applied::default(),
             touched: Touched::All,
             stale: true,
@@ -363,7 +368,7 @@ impl<K: Sink> Controller<K> {
         let report = Arc::new(report);
         self.parts.sink.put(&report);
         self.parts.latest.send_replace(Arc::clone(&report));
-        self.report = Arc::unwrap_or_clone(report);
+        self.report = report;
     }
 
     /// Only what can differ from the report before is made anew: most of 10,000 budgets stand still.
@@ -381,7 +386,8 @@ impl<K: Sink> Controller<K> {
                 continue;
             }
             let before = before.map(Arc::as_ref);
-            let status = status::budget(name, object, before, plan, &applied, now);
+            let mut status = status::budget(name, object, before, plan, &applied, now);
+            self.conditions.share(&mut status.conditions);
             for event in events(before, &status) {
                 match event.kind {
                     EventKind::Normal => {
@@ -393,11 +399,13 @@ impl<K: Sink> Controller<K> {
                 }
             }
             let rows = applied::rows(name, object, &status, plan, &applied);
-            report.table.insert(name.clone(), Arc::new(rows));
-            report.budgets.insert(name.clone(), Arc::new(status));
+            // What is the same is held once, while the report before is still read.
+            report.table.insert(name.clone(), same(old.table.get(name), rows));
+            report.budgets.insert(name.clone(), same(old.budgets.get(name), status));
         }
         for (name, object) in &world.routes {
-            let status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            let mut status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            self.conditions.share(&mut status.conditions);
             report.routes.insert(name.clone(), status);
         }
         for (name, object) in &world.backends {
@@ -460,4 +468,9 @@ impl<K: Sink> Controller<K> {
         }
         faults
     }
+}
+
+/// `before` if it is equal to `now`.
+fn same<T: PartialEq>(before: Option<&Arc<T>>, now: T) -> Arc<T> {
+    before.filter(|before| ***before == now).map_or_else(|| Arc::new(now), Arc::clone)
 }

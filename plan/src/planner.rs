@@ -254,7 +254,9 @@ impl Planner {
         namespace: &'a str,
     ) -> impl Iterator<Item = (&'a ObjectName, &'a plimsoll_api::ModelRoute)> {
         let first = ObjectName::new(namespace, "");
-        self.world.routes.range(first..).take_while(move |(name, _)| name.namespace == namespace)
+        let routes =
+            self.world.routes.range(first..).take_while(move |(name, _)| name.namespace == namespace);
+        routes.map(|(name, route)| (name, &**route))
     }
 
     /// The policy under `key` is `body` from now on.
