@@ -184,9 +184,20 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, place: &str) -> Result<Self, ConfigError> {
         let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
-        let config: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let mut field = String::new();
+        let read = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+            serde_path_to_error::deserialize(deserializer).map_err(|error| {
+                field = error.path().to_string();
+                error.into_inner()
+            })
+        });
+        let config: Self = read.map_err(|error| {
             let line = error.location().map(|location| format!(":{}", location.line())).unwrap_or_default();
-            ConfigError { place: format!("{place}{line}"), message: error.to_string() }
+            let error = error.to_string();
+            // The whole file has the path "."; an unknown field is named already.
+            let named = field == "." || field.rsplit('.').next().is_some_and(|last| error.contains(last));
+            let message = if named { error } else { format!("{field}: {error}") };
+            ConfigError { place: format!("{place}{line}"), message }
         })?;
         config.check().map_err(|message| ConfigError { place: place.to_owned(), message })?;
         Ok(config)
@@ -317,6 +328,10 @@ mod tests {
         assert!(unknown.starts_with("plimsoll.yaml:3") && unknown.contains("rootNamespaec"), "{unknown}");
         let time = wrong(&format!("{LEAST}rideThrough: soon\n"));
         assert!(time.contains("\"soon\" is not a duration; write it like 10m"), "{time}");
+        let port = wrong(&format!("{LEAST}listen: {{grpc: nowhere}}\n"));
+        assert!(port.starts_with("plimsoll.yaml:3: listen.grpc: "), "{port}");
+        let tokens = wrong(&format!("{LEAST}maxOutputTokens: -1\n"));
+        assert!(tokens.starts_with("plimsoll.yaml:3: maxOutputTokens: "), "{tokens}");
         assert!(wrong("ledger: {sqlite: {path: x}}").contains("tls is missing"));
         assert!(wrong("plainText: true").contains("ledger"));
         assert!(wrong(&format!("{LEAST}tls: {{ca: a, cert: b, key: c}}")).contains("contradict"));

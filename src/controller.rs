@@ -6,6 +6,8 @@
 //! and ledger say they hold, never from what was meant.
 
 mod applied;
+mod conditions;
+pub mod memory;
 mod touched;
 
 use crate::config::{Config, ConfigError};
@@ -14,10 +16,14 @@ use crate::http::Health;
 use crate::ledger::LedgerHandle;
 use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
-use crate::source::{Batch, Change, Fault};
-use plimsoll_core::ids::UnixMs;
-use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, events, status};
-use std::collections::BTreeMap;
+use crate::source::{Batch, Change, Fault, Places};
+use conditions::Conditions;
+use memory::Memory;
+use plimsoll_api::ObjectId;
+use plimsoll_core::ids::{ObjectName, UnixMs};
+use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
+use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, events, status};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +43,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How long a cluster outlives the policy that named it: gateways hear of both on different streams.
 const LINGER: Duration = Duration::from_secs(30);
 
+/// Names in one message.
+const MOST_NAMES: usize = 10;
+
 /// The longest sleep; the loop shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -49,6 +58,10 @@ pub struct Parts<K> {
     pub discovery: Arc<Discovery>,
     /// The settings file and what it said.
     pub config: (PathBuf, Config),
+    /// What was in force before this process, and where that is kept.
+    pub memory: (Memory, BTreeMap<ObjectName, Budget>),
+    /// Where objects stand.
+    pub places: Places,
     /// Where reports go.
     pub sink: K,
     /// Where the latest report is read by HTTP.
@@ -82,7 +95,12 @@ struct Controller<K> {
     clusters: BTreeMap<String, EnvoyCluster>,
     source_faults: Vec<Fault>,
     config_fault: Option<Fault>,
-    report: Report,
+    memory_fault: Option<Fault>,
+    /// Of the last report: what is wrong with objects that can be read.
+    problems: BTreeSet<Fault>,
+    report: Arc<Report>,
+    /// Condition lists, so that equal ones are held once.
+    conditions: Conditions,
     /// What the report was made of.
     applied: Applied,
     /// Budgets that were planned anew since the report.
@@ -144,17 +162,21 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 impl<K: Sink> Controller<K> {
-    fn new(parts: Parts<K>) -> Self {
-        let world = plimsoll_plan::World::new(parts.config.1.settings());
+    fn new(mut parts: Parts<K>) -> Self {
+        let mut planner = Planner::new(plimsoll_plan::World::new(parts.config.1.settings()));
+        planner.remember(std::mem::take(&mut parts.memory.1));
         Self {
             parts,
-            planner: Planner::new(world),
+            planner,
             snapshot: Snapshot::default(),
             lingering: BTreeMap::new(),
             clusters: BTreeMap::new(),
             source_faults: vec![],
             config_fault: None,
-            report: Report::default(),
+            memory_fault: None,
+            problems: BTreeSet::new(),
+            report: Arc::default(),
+            conditions: Conditions::default(),
             applied: Applied::default(),
             touched: Touched::All,
             stale: true,
@@ -172,6 +194,10 @@ impl<K: Sink> Controller<K> {
                 Change::Gone(id) => {
                     tracing::info!(object = %id, "gone");
                     self.planner.remove(&id);
+                }
+                Change::Whole => {
+                    tracing::debug!("everything was read");
+                    self.planner.whole();
                 }
                 Change::Faults(faults) => {
                     for fault in faults.iter().filter(|fault| !self.source_faults.contains(fault)) {
@@ -234,6 +260,7 @@ impl<K: Sink> Controller<K> {
             self.publish_clusters(at);
         }
         self.touched.planned(&delta);
+        self.remember(&delta.policy);
         // The first plan lets gateways in, whatever is in it.
         let first = !self.parts.ledger.is_open();
         if !delta.policy.is_empty() || delta.limits || first {
@@ -263,6 +290,23 @@ impl<K: Sink> Controller<K> {
             self.parts.metrics.apply_seconds.observe(at.elapsed().as_secs_f64());
         }
         self.stale |= delta.clusters || delta.limits || delta.windows || !delta.objects.is_empty();
+    }
+
+    fn remember(&mut self, changed: &BTreeMap<PolicyKey, Option<PolicyObject>>) {
+        let memory = &mut self.parts.memory.0;
+        let noted = memory.note(changed, &self.planner.plan().policy);
+        let fault = noted.err().map(|error| {
+            let message = format!(
+                "can't be written: {error}. Free space there: an operator that restarts while a manifest is bad \
+                 would not know what was in force before it"
+            );
+            Fault { place: memory.path().display().to_string(), object: None, message }
+        });
+        if let Some(fault) = fault.as_ref().filter(|fault| self.memory_fault.as_ref() != Some(*fault)) {
+            tracing::warn!(place = fault.place, "{}", fault.message);
+        }
+        self.stale |= fault != self.memory_fault;
+        self.memory_fault = fault;
     }
 
     fn publish_clusters(&mut self, now: Instant) {
@@ -324,7 +368,7 @@ impl<K: Sink> Controller<K> {
         let report = Arc::new(report);
         self.parts.sink.put(&report);
         self.parts.latest.send_replace(Arc::clone(&report));
-        self.report = Arc::unwrap_or_clone(report);
+        self.report = report;
     }
 
     /// Only what can differ from the report before is made anew: most of 10,000 budgets stand still.
@@ -342,7 +386,8 @@ impl<K: Sink> Controller<K> {
                 continue;
             }
             let before = before.map(Arc::as_ref);
-            let status = status::budget(name, object, before, plan, &applied, now);
+            let mut status = status::budget(name, object, before, plan, &applied, now);
+            self.conditions.share(&mut status.conditions);
             for event in events(before, &status) {
                 match event.kind {
                     EventKind::Normal => {
@@ -354,11 +399,13 @@ impl<K: Sink> Controller<K> {
                 }
             }
             let rows = applied::rows(name, object, &status, plan, &applied);
-            report.table.insert(name.clone(), Arc::new(rows));
-            report.budgets.insert(name.clone(), Arc::new(status));
+            // What is the same is held once, while the report before is still read.
+            report.table.insert(name.clone(), same(old.table.get(name), rows));
+            report.budgets.insert(name.clone(), same(old.budgets.get(name), status));
         }
         for (name, object) in &world.routes {
-            let status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            let mut status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            self.conditions.share(&mut status.conditions);
             report.routes.insert(name.clone(), status);
         }
         for (name, object) in &world.backends {
@@ -367,8 +414,63 @@ impl<K: Sink> Controller<K> {
         }
         report.ledger = applied::ledger(&applied);
         report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
-        report.faults = self.config_fault.iter().chain(&self.source_faults).cloned().collect();
+        let problems = self.problems();
+        for fault in problems.difference(&self.problems) {
+            tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
+        }
+        let faults = self.config_fault.iter().chain(&self.memory_fault).chain(&self.source_faults);
+        report.faults = faults.chain(&problems).cloned().collect();
+        self.problems = problems;
         self.applied = applied;
         report
     }
+
+    /// What is wrong although every object could be read: where it stands, and what is in force in its
+    /// place.
+    fn problems(&self) -> BTreeSet<Fault> {
+        let plan = self.planner.plan();
+        let fault = |kind: &str, name: &ObjectName, problem: &Problem, kept: bool| {
+            let id = ObjectId {
+                kind: kind.to_owned(),
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+            };
+            let kept = if kept { ". The version before it stays in force." } else { "" };
+            Fault {
+                place: self.parts.places.of(&id).unwrap_or_else(|| kind.to_owned()),
+                object: Some(id.to_string()),
+                message: format!("{}{kept}", problem.message),
+            }
+        };
+        let budgets = plan.budgets.iter().flat_map(|(name, budget)| {
+            budget.problems.iter().map(|problem| fault("AIBudget", name, problem, !budget.limits.is_empty()))
+        });
+        let backends = plan.backends.iter().flat_map(|(name, backend)| {
+            backend
+                .problems
+                .iter()
+                .map(|problem| fault("ModelBackend", name, problem, backend.allowed.is_some()))
+        });
+        let mut faults: BTreeSet<Fault> = budgets.chain(backends).collect();
+        let untold: Vec<String> = self.planner.untold().map(ToString::to_string).collect();
+        if !untold.is_empty() {
+            let more = match untold.len().saturating_sub(MOST_NAMES) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let names = untold[..untold.len().min(MOST_NAMES)].join(", ");
+            let message = format!(
+                "in force before the operator started, and not found in what can be read: {names}{more}. They \
+                 stay in force until everything can be read; mend what is named here"
+            );
+            let place = self.parts.memory.0.path().display().to_string();
+            faults.insert(Fault { place, object: None, message });
+        }
+        faults
+    }
+}
+
+/// `before` if it is equal to `now`.
+fn same<T: PartialEq>(before: Option<&Arc<T>>, now: T) -> Arc<T> {
+    before.filter(|before| ***before == now).map_or_else(|| Arc::new(now), Arc::clone)
 }

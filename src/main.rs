@@ -4,6 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use plimsoll::report::{Printer, Report, Sink};
 use plimsoll::source::{Files, manifest};
+use plimsoll_plan::Settings;
 use std::io::{IsTerminal, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,11 @@ enum Command {
 The settings file, at least:
   ledger: {sqlite: {path: /var/lib/plimsoll/ledger.db}}
   tls: {ca: ca.pem, cert: operator.pem, key: operator.key}   # or plainText: true on one machine
-Both files and settings are watched. SIGTERM or Ctrl-C ends it after the last commit.")]
+Manifests, settings and TLS files are watched. A budget that turns bad, or whose file can't be
+read, keeps the version before it, over a restart too: budgets in force are remembered beside the
+ledger (ledger.db-budgets). A certificate with the DNS name gw-1.gateway.plimsoll is for gateway
+gw-1 alone; one without such a name is for any. PLIMSOLL_LOG=debug shows more.
+SIGTERM or Ctrl-C ends it after the last commit.")]
     Operator {
         /// The installation's settings, YAML
         #[arg(long, value_name = "FILE")]
@@ -57,9 +62,12 @@ Both files and settings are watched. SIGTERM or Ctrl-C ends it after the last co
         /// Files of AIBudgets, ModelRoutes, ModelBackends, Secrets and Namespaces
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// Also check against this installation's settings
+        /// Check against this installation's settings
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// The namespace that may use plain HTTP and private addresses [default: plimsoll-system]
+        #[arg(long, value_name = "NAME", conflicts_with = "config")]
+        root_namespace: Option<String>,
     },
     /// Show where budgets stand.
     Status {
@@ -88,10 +96,19 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("plimsoll: {error:#}");
+            eprintln!("plimsoll: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What went wrong and its causes, each said once: some messages end with their cause.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => told,
+        before => format!("{before}: {cause}"),
+    })
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -101,7 +118,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             operator(config, &manifests, no_table)?;
         }
         Command::Crds => print(&crds()?)?,
-        Command::Validate { files, config } => return validate(&files, config.as_deref()),
+        Command::Validate { files, config, root_namespace } => {
+            let mut settings = match config {
+                Some(file) => plimsoll::config::Config::load(&file)?.settings(),
+                None => Settings::default(),
+            };
+            settings.root_namespace = root_namespace.unwrap_or(settings.root_namespace);
+            return validate(&files, &settings);
+        }
         Command::Status { operator, output } => status(&operator, output)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -109,12 +133,33 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn log(format: LogFormat) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("PLIMSOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, refused) = match std::env::var("PLIMSOLL_LOG").unwrap_or_default().as_str() {
+        "" => (None, None),
+        text => match log_filter(text) {
+            Ok(filter) => (Some(filter), None),
+            Err(why) => (None, Some(why)),
+        },
+    };
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
+    if let Some(why) = refused {
+        tracing::warn!("PLIMSOLL_LOG {why}; info is used. Write it like debug, or info,plimsoll=debug");
+    }
+}
+
+/// `text` as a filter, or the rest of a sentence about it.
+fn log_filter(text: &str) -> Result<tracing_subscriber::EnvFilter, String> {
+    // A word that is no level would be taken for a target, and everything else would be silent.
+    let level = |part: &str| part.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    if let Some(part) = text.split(',').map(str::trim).find(|part| !part.contains(['=', '[']) && !level(part))
+    {
+        return Err(format!("has {part:?}, which is no level"));
+    }
+    tracing_subscriber::EnvFilter::try_new(text).map_err(|error| format!("{text:?} is no filter: {error}"))
 }
 
 /// Prints nothing.
@@ -168,11 +213,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn validate(files: &[PathBuf], config: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let settings = match config {
-        Some(file) => Some(plimsoll::config::Config::load(file)?.settings()),
-        None => None,
-    };
+fn validate(files: &[PathBuf], settings: &Settings) -> anyhow::Result<ExitCode> {
     let (mut good, mut bad) = (0, 0);
     for file in files {
         let shown = file.display();
@@ -181,8 +222,7 @@ fn validate(files: &[PathBuf], config: Option<&Path>) -> anyhow::Result<ExitCode
             let name = entry.id.map(|id| format!("{id}: ")).unwrap_or_default();
             let wrongs: Vec<(usize, String)> = match entry.object {
                 Ok(object) => {
-                    let settings = settings.clone().unwrap_or_default();
-                    let problems = plimsoll_plan::check(&object, &settings);
+                    let problems = plimsoll_plan::check(&object, settings);
                     problems.into_iter().map(|problem| (entry.line, problem.message)).collect()
                 }
                 Err(wrongs) => wrongs.into_iter().map(|wrong| (wrong.line, wrong.message)).collect(),
@@ -193,11 +233,11 @@ fn validate(files: &[PathBuf], config: Option<&Path>) -> anyhow::Result<ExitCode
                 bad += 1;
             }
             for (line, message) in wrongs {
-                println!("{shown}:{line}: {name}{message}");
+                print(&format!("{shown}:{line}: {name}{message}\n"))?;
             }
         }
     }
-    println!("{good} good, {bad} bad");
+    print(&format!("{good} good, {bad} bad\n"))?;
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,6 +1,7 @@
 //! The operator as a process: what starts, in which order, and how it ends.
 
 use crate::config::{Config, ConfigError};
+use crate::controller::memory::Memory;
 use crate::controller::{self, Inputs, Parts};
 use crate::gateway::Discovery;
 use crate::http::{self, Health, Pages};
@@ -43,6 +44,8 @@ where
 {
     let config = Config::load(&config_file)?;
     let store = SqliteStore::open(&config.ledger.sqlite.path).await?;
+    // Opened first, the ledger makes sure that nobody else writes here.
+    let memory = Memory::open(&config.ledger.sqlite.path)?;
     let http = config.listen.http;
     let taken = || format!("can't listen on {http}; set listen.http to a free address");
     let http_listener = TcpListener::bind(http).await.with_context(taken)?;
@@ -82,6 +85,7 @@ where
         axum::serve(http_listener, http::router(pages)).with_graceful_shutdown(ended()).into_future(),
     );
     let (into, batches) = mpsc::channel(16);
+    let places = source.places();
     let mut source = tokio::spawn(source.run(into));
     let (news, configs) = mpsc::channel(1);
     let config_watch = tokio::spawn(watch_config(config_file.clone(), news));
@@ -91,6 +95,8 @@ where
         ledger: ledger.clone(),
         discovery: Arc::clone(&discovery),
         config: (config_file, config),
+        memory,
+        places,
         sink,
         latest,
         health,

@@ -1,11 +1,16 @@
 //! The operator as a process, on files: what it serves, how it takes changes and bad input, how it ends.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use plimsoll_core::ids::{Epoch, ObjectName};
+use plimsoll_core::policy::{PolicyKey, PolicyVersion};
+use plimsoll_core::protocol::{FromGateway, FromLedger, Hello, LogState, PolicyDelta};
 use plimsoll_sim::harness::{self, Process, http};
+use plimsoll_wire::proto::ledger_client::LedgerClient;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tokio_stream::StreamExt;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -269,6 +274,182 @@ fn whoever_has_no_certificate_gets_neither_keys_nor_slices() {
     let mut answer = Vec::new();
     let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
     assert!(answer.len() < 16, "{answer:?}");
+}
+
+/// What a gateway that holds `held` is told first.
+fn policy(operator: &Operator, held: &[(PolicyKey, PolicyVersion)]) -> PolicyDelta {
+    let hello = Hello {
+        gateway: "gw".to_owned(),
+        epoch: Epoch(u128::from(std::process::id())),
+        log: LogState::New,
+        totals: vec![],
+        sequence: 0,
+        policy: held.to_vec(),
+    };
+    let server = format!("http://127.0.0.1:{}", operator.grpc);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let heard = async {
+        let channel = tonic::transport::Endpoint::from_shared(server).unwrap().connect().await.unwrap();
+        let mut client = LedgerClient::new(channel);
+        let said = tokio_stream::iter([FromGateway::Hello(hello).into()]).chain(tokio_stream::pending());
+        let mut heard = client.connect(said).await.unwrap().into_inner();
+        while let Some(message) = heard.message().await.unwrap() {
+            if let FromLedger::PolicyDelta(delta) = message.try_into().unwrap() {
+                return delta;
+            }
+        }
+        panic!("the stream ended without policy");
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, heard).await.unwrap() })
+}
+
+fn fault<'a>(status: &'a Value, place: &str) -> Option<&'a Value> {
+    status["faults"].as_array().unwrap().iter().find(|fault| fault["place"].as_str() == Some(place))
+}
+
+#[test]
+fn a_typing_error_and_a_restart_lift_no_budget() {
+    let both = budget("a", "500") + &budget("b", "7");
+    let zone = budget("z", "9");
+    let mut operator = Operator::start(&[("budgets.yaml", &both), ("zone.yaml", &zone)], "plainText: true\n");
+    operator.until("the budgets", |status| amount(status, "z").is_some());
+    let budgets = |delta: &PolicyDelta| -> Vec<(PolicyKey, PolicyVersion)> {
+        let objects = delta.objects.iter().map(|object| (object.key.clone(), object.version));
+        objects.filter(|(key, _)| matches!(key, PolicyKey::Budget(_))).collect()
+    };
+    let held: Vec<_> =
+        policy(&operator, &[]).objects.iter().map(|object| (object.key.clone(), object.version)).collect();
+    assert!(operator.process.terminate(PATIENCE).unwrap().success());
+
+    // One file is no YAML, one object is good for its schema and no more, one is new.
+    std::fs::write(operator.policy("budgets.yaml"), "spec: {limits: [").unwrap();
+    let nowhere = "amount: 10, window: {period: Month, timeZone: Europe/Nowhere}";
+    std::fs::write(operator.policy("zone.yaml"), format!("\n{}", zone.replace("amount: 9", nowhere)))
+        .unwrap();
+    std::fs::write(operator.policy("new.yaml"), budget("c", "3")).unwrap();
+    operator.process = spawn(operator.directory.path());
+    operator.ready();
+    let status = operator.until("the new budget", |status| amount(status, "c").is_some());
+    let delta = policy(&operator, &held);
+    assert_eq!(delta.removed, [], "what a gateway holds stays in force");
+    let new = PolicyKey::Budget(ObjectName::new("finance", "c"));
+    assert_eq!(budgets(&delta).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [new]);
+    let fresh: Vec<_> =
+        budgets(&policy(&operator, &[])).into_iter().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(
+        fresh,
+        ["budget/finance/a", "budget/finance/b", "budget/finance/c", "budget/finance/z"],
+        "a gateway that starts now is told of all of them too"
+    );
+
+    // And it is said: what is wrong, by file and line, and what is in force in its place.
+    assert!(fault(&status, "policy/budgets.yaml:1").is_some(), "{status:#}");
+    let untold = fault(&status, &format!("{}/ledger.db-budgets", operator.directory.path().display()));
+    let untold = untold.unwrap()["message"].as_str().unwrap();
+    assert!(untold.contains("finance/a, finance/b. They stay in force"), "{untold}");
+    let bad = fault(&status, "policy/zone.yaml:2").unwrap();
+    assert_eq!(bad["object"], "AIBudget finance/z");
+    let message = bad["message"].as_str().unwrap();
+    assert!(message.contains("spec.limits[0].window.timeZone \"Europe/Nowhere\""), "{message}");
+    assert!(message.ends_with("The version before it stays in force."), "{message}");
+    assert_eq!(amount(&status, "z").unwrap(), "9.00", "it is there, with its status");
+    let conditions = status["budgets"]["finance/z"]["conditions"].as_array().unwrap();
+    assert!(
+        conditions.iter().any(|condition| condition["type"] == "Stalled" && condition["status"] == "True")
+    );
+    assert!(operator.log().contains("policy/zone.yaml:2"));
+
+    // Mended: what is not there is deleted now, and only now.
+    std::fs::write(operator.policy("budgets.yaml"), budget("a", "500")).unwrap();
+    std::fs::write(operator.policy("zone.yaml"), &zone).unwrap();
+    operator.until("no faults", |status| status["faults"].as_array().unwrap().is_empty());
+    let delta = policy(&operator, &held);
+    assert_eq!(delta.removed, [PolicyKey::Budget(ObjectName::new("finance", "b"))]);
+    operator.process.kill();
+    std::fs::write(operator.policy("budgets.yaml"), "spec: {limits: [").unwrap();
+    operator.process = spawn(operator.directory.path());
+    operator.ready();
+    assert_eq!(policy(&operator, &held).removed, delta.removed, "what was deleted does not come back");
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_named_and_deletes_nothing() {
+    use std::os::unix::fs::symlink;
+    let all = budget("a", "5");
+    let operator = Operator::start(&[("a.yaml", &all)], "plainText: true\n");
+    operator.until("the budget", |status| amount(status, "a").is_some());
+    symlink("not-there", operator.policy(".new")).unwrap();
+    std::fs::rename(operator.policy(".new"), operator.policy("a.yaml")).unwrap();
+    let status = operator.until("the fault", |status| fault(status, "policy/a.yaml").is_some());
+    let message = fault(&status, "policy/a.yaml").unwrap()["message"].as_str().unwrap();
+    assert!(message.contains("is a link to not-there, which is not there"), "{message}");
+    // A budget that would be deleted for its absence is deleted before one that is missing later.
+    std::fs::write(operator.policy("b.yaml"), budget("b", "6")).unwrap();
+    operator.until("another budget", |status| amount(status, "b").is_some());
+    std::fs::remove_file(operator.policy("b.yaml")).unwrap();
+    let status = operator.until("its deletion", |status| amount(status, "b").is_none());
+    assert_eq!(amount(&status, "a").unwrap(), "5.00");
+    std::fs::remove_file(operator.policy("a.yaml")).unwrap();
+    operator.until("the deletion", |status| amount(status, "a").is_none());
+}
+
+#[test]
+fn what_only_the_plan_can_see_is_told_by_file_and_line_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let zone =
+        budget("a", "5").replace("amount: 5", "amount: 5, window: {period: Day, timeZone: Europe/Belrin}");
+    let plain = OBJECTS.replace("https://api.openai.com", "http://10.0.0.1").replace("plimsoll-system", "ai");
+    std::fs::write(directory.path().join("all.yaml"), zone + plain.trim_start()).unwrap();
+    std::fs::write(
+        directory.path().join("plimsoll.yaml"),
+        "ledger: {sqlite: {path: x}}\nplainText: true\nrootNamespace: ai\n",
+    )
+    .unwrap();
+    let told = |rest: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let output = command.current_dir(directory.path()).arg("validate").args(rest).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = told(&["all.yaml"]);
+    let zone = "all.yaml:1: AIBudget finance/a: spec.limits[0].window.timeZone \"Europe/Belrin\" is not an IANA time \
+                zone; did you mean \"Europe/Berlin\"?\n";
+    assert!(text.starts_with(zone), "{text}");
+    assert!(text.contains("\nall.yaml:11: ModelBackend ai/openai: spec.provider.baseURL"), "{text}");
+    assert!(text.ends_with("1 good, 2 bad\n"), "{text}");
+    // There it is believed.
+    assert_eq!(told(&["all.yaml", "--config", "plimsoll.yaml"]), format!("{zone}2 good, 1 bad\n"));
+    assert_eq!(told(&["all.yaml", "--root-namespace", "ai"]), format!("{zone}2 good, 1 bad\n"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("many.yaml");
+    // Far more than a pipe takes.
+    std::fs::write(&file, budget("a", "five").repeat(5_000)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+    let pipe = std::process::Stdio::piped;
+    let mut child = command.arg("validate").arg(&file).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "it found something wrong");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn a_log_level_that_is_none_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    for (value, said) in [("debgu", true), ("plimsoll=loud", true), ("warn,plimsoll=debug", false)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        command.current_dir(directory.path()).env("PLIMSOLL_LOG", value);
+        let output = command.args(["operator", "--config", "none", "--manifests", "."]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.contains("info is used"), said, "{value}: {text}");
+        let error = "plimsoll: none: can't be read: No such file or directory";
+        assert_eq!(text.matches("No such file or directory").count(), 1, "a cause is said once: {text}");
+        assert!(text.contains(error), "{text}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::shared::{self, Condition, LabelSelector, SecretKeyRef};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// A provider, its models and their prices.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -142,7 +143,7 @@ pub struct ModelBackendStatus {
     /// Accepted, ResolvedRefs, Programmed, Ready, Reconciling, Stalled, PriceKnown.
     #[serde(default)]
     #[schemars(schema_with = "shared::conditions")]
-    pub conditions: Vec<Condition>,
+    pub conditions: Arc<Vec<Condition>>,
     /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,

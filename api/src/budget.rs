@@ -6,6 +6,7 @@ use crate::shared::{self, Condition, LabelSelector, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What may be spent on AI calls. A call is charged to every budget that matches it; the strictest of
 /// all holds.
@@ -212,7 +213,7 @@ pub struct AIBudgetStatus {
     /// Ready, Reconciling, Stalled, WithinBudget, PriceKnown, Enforced.
     #[serde(default)]
     #[schemars(schema_with = "shared::conditions")]
-    pub conditions: Vec<Condition>,
+    pub conditions: Arc<Vec<Condition>>,
     /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,

@@ -5,6 +5,7 @@ use crate::shared::{self, Condition};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The backends that answer under a model name, to the callers of its namespace.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -100,7 +101,7 @@ pub struct ModelRouteStatus {
     /// Accepted, ResolvedRefs, Programmed, Ready, Reconciling, Stalled.
     #[serde(default)]
     #[schemars(schema_with = "shared::conditions")]
-    pub conditions: Vec<Condition>,
+    pub conditions: Arc<Vec<Condition>>,
     /// The generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,

@@ -69,6 +69,7 @@ fn checked(manifest: &Value) -> Result<Object, Vec<Fault>> {
         ));
     }
     let mut faults = metadata(manifest, kind);
+    faults.extend(unknown_fields(manifest, kind));
     match kind {
         "AIBudget" => {
             custom::<AIBudget>(&BUDGET, manifest, faults).map(|object| Object::Budget(Box::new(object)))
@@ -123,11 +124,6 @@ fn custom<K: DeserializeOwned + CustomResourceExt>(
     let mut value = manifest.clone();
     let fields = value.as_object_mut().ok_or_else(Vec::new)?;
     fields.remove("status");
-    let known = ["apiVersion", "kind", "metadata", "spec"];
-    for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
-        let hint = suggest(key, known.into_iter(), "the fields here are");
-        faults.push((key.clone(), format!("{} is not a field; {hint}", quoted(key))));
-    }
     match fields.get_mut("spec") {
         Some(spec) => structure::check(&kind.schema["properties"]["spec"], spec, "spec", &mut faults),
         None => faults.push(("spec".to_owned(), "spec is missing; add it".to_owned())),
@@ -154,6 +150,23 @@ fn finish<K: DeserializeOwned>(value: &Value, faults: &mut Vec<Fault>) -> Result
         return Err(std::mem::take(faults));
     }
     K::deserialize(value).map_err(|error| one("", &format!("the manifest cannot be read: {error}")))
+}
+
+/// Fields beside those of `kind`: a field that nobody reads was meant to say something.
+fn unknown_fields(manifest: &Value, kind: &str) -> Vec<Fault> {
+    let known = match kind {
+        "Secret" => &["apiVersion", "kind", "metadata", "data", "stringData", "type", "immutable"][..],
+        _ => &["apiVersion", "kind", "metadata", "spec", "status"],
+    };
+    let fields = manifest.as_object().into_iter().flat_map(|fields| fields.keys());
+    let unknown = fields.filter(|key| !known.contains(&key.as_str()));
+    unknown
+        .map(|key| {
+            let settable = known.iter().copied().filter(|field| *field != "status");
+            let hint = suggest(key, settable, "the fields here are");
+            (key.clone(), format!("{} is not a field; {hint}", quoted(key)))
+        })
+        .collect()
 }
 
 fn one(field: &str, message: &str) -> Vec<Fault> {

@@ -307,31 +307,24 @@ fn find_zone(text: &str) -> Result<(&'static str, TimeZone), WindowError> {
     zone.ok_or_else(|| WindowError::Zone { zone: shorten(text), near: near(text, names) })
 }
 
-/// The name that `text` most likely stands for: its last part, or the one with the fewest edits.
+/// The name that `text` most likely stands for: the one with its last part, else one that a typing error
+/// or two away; none where it would be a guess.
 fn near(text: &str, names: &[String]) -> Option<String> {
     let text = shorten(text).trim().replace(' ', "_").to_lowercase();
-    if text.is_empty() {
+    let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_lowercase();
+    let city = last(&text);
+    if city.is_empty() {
         return None;
     }
-    let city = |name: &str| name.rsplit('/').next().map(str::to_lowercase);
     // Links such as "posix/…" don't stand in the bundle; of equals the shorter name is the usual one.
-    if let Some(name) =
-        names.iter().filter(|name| city(name).as_ref() == Some(&text)).min_by_key(|name| name.len())
-    {
+    let same = names.iter().filter(|name| last(name) == city);
+    if let Some(name) = same.min_by_key(|name| name.len()) {
         return Some(name.clone());
     }
-    let nearest = |text: &str, whole: bool| {
-        let of = |name: &str| if whole { name.to_lowercase() } else { city(name).unwrap_or_default() };
-        names
-            .iter()
-            .map(|name| (edits(text, &of(name)), name))
-            .min_by_key(|(edits, name)| (*edits, name.len()))
-    };
-    let (edits, name) = match text.rsplit_once('/') {
-        Some((_, last)) => nearest(&text, true).min(nearest(last, false))?,
-        None => nearest(&text, false)?,
-    };
-    (edits <= 1 + text.len() / 4).then(|| name.clone())
+    let slips = |name: &String| edits(&text, &name.to_lowercase()).min(edits(&city, &last(name)));
+    let (slips, name) =
+        names.iter().map(|name| (slips(name), name)).min_by_key(|(slips, name)| (*slips, name.len()))?;
+    (slips <= if city.len() < 6 { 1 } else { 2 }).then(|| name.clone())
 }
 
 /// Levenshtein distance.

@@ -2,17 +2,19 @@
 //!
 //! Changes mark keys; [`Planner::replan`] compiles the marked ones and says what differs. Order
 //! matters: backends before routes, because a route holds only backends that are in force. An object
-//! that turns bad keeps its predecessor in force: a typing error must not lift a budget.
+//! that turns bad keeps its predecessor in force: a typing error must not lift a budget. Nor must a
+//! restart: what was in force before it is [`Planner::remember`]ed, and stays until its object is read
+//! well again, or is known to be gone.
 
 use crate::compile::{backend, budget, route};
 use crate::plan::{BackendPlan, BudgetPlan, Plan};
 use crate::settings::Settings;
 use crate::world::World;
 use plimsoll_api::backend::From as Scope;
-use plimsoll_api::{Object, ObjectId};
+use plimsoll_api::{AIBudget, Object, ObjectId};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::ledger::Terms;
-use plimsoll_core::policy::{Enforcement, PolicyKey, PolicyObject};
+use plimsoll_core::policy::{Body, Budget, Enforcement, Namespaces, PolicyKey, PolicyObject};
 use plimsoll_core::window::WindowSpec;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +29,10 @@ pub struct Planner {
     world: World,
     plan: Plan,
     windows: BTreeMap<String, Window>,
+    /// Budgets that were in force before this process, and that it has not yet seen good; `None`: gone.
+    remembered: BTreeMap<ObjectName, Option<Budget>>,
+    /// Whether everything there is was told once.
+    whole: bool,
     marked: Marked,
 }
 
@@ -68,10 +74,39 @@ impl Planner {
     /// A planner for `world`, with everything still to be planned.
     #[must_use]
     pub fn new(world: World) -> Self {
-        let mut planner =
-            Self { world, plan: Plan::default(), windows: BTreeMap::new(), marked: Marked::default() };
+        let mut planner = Self {
+            world,
+            plan: Plan::default(),
+            windows: BTreeMap::new(),
+            remembered: BTreeMap::new(),
+            whole: false,
+            marked: Marked::default(),
+        };
         planner.mark_all();
         planner
+    }
+
+    /// `budgets` were in force before this process began. Each stays in force until its object is read
+    /// well, or is gone; one that nobody tells of is gone only after [`Planner::whole`].
+    pub fn remember(&mut self, budgets: BTreeMap<ObjectName, Budget>) {
+        self.marked.budgets.extend(budgets.keys().cloned());
+        self.remembered = budgets.into_iter().map(|(name, body)| (name, Some(body))).collect();
+    }
+
+    /// Everything there is has been told: what is remembered, and was not told, is gone.
+    pub fn whole(&mut self) {
+        self.marked.budgets.extend(self.remembered.keys().cloned());
+        self.whole = true;
+    }
+
+    /// Budgets in force of which nobody has told in this process: their manifests may be what can't be
+    /// read.
+    pub fn untold(&self) -> impl Iterator<Item = &ObjectName> {
+        let untold = |name: &ObjectName| !self.world.budgets.contains_key(name);
+        self.remembered
+            .iter()
+            .filter(move |(name, body)| body.is_some() && untold(name))
+            .map(|(name, _)| name)
     }
 
     /// The world as it is.
@@ -104,6 +139,10 @@ impl Planner {
     pub fn remove(&mut self, id: &ObjectId) {
         self.mark(id);
         self.world.remove(id);
+        let name = ObjectName::new(&*id.namespace, &*id.name);
+        if let ("AIBudget", Some(body)) = (id.kind.as_str(), self.remembered.get_mut(&name)) {
+            *body = None;
+        }
     }
 
     /// The installation's settings changed.
@@ -201,10 +240,7 @@ impl Planner {
 
     /// Everything that selects namespaces by their labels.
     fn mark_selectors(&mut self) {
-        let selects = |budget: &plimsoll_api::AIBudget| {
-            budget.spec.match_.as_ref().is_some_and(|matches| matches.namespace_selector.is_some())
-        };
-        let budgets = self.world.budgets.iter().filter(|(_, budget)| selects(budget));
+        let budgets = self.world.budgets.iter().filter(|(_, budget)| selects_namespaces(budget));
         self.marked.budgets.extend(budgets.map(|(name, _)| name.clone()));
         let backends = self.world.backends.iter();
         let backends =
@@ -218,7 +254,9 @@ impl Planner {
         namespace: &'a str,
     ) -> impl Iterator<Item = (&'a ObjectName, &'a plimsoll_api::ModelRoute)> {
         let first = ObjectName::new(namespace, "");
-        self.world.routes.range(first..).take_while(move |(name, _)| name.namespace == namespace)
+        let routes =
+            self.world.routes.range(first..).take_while(move |(name, _)| name.namespace == namespace);
+        routes.map(|(name, route)| (name, &**route))
     }
 
     /// The policy under `key` is `body` from now on.
@@ -314,25 +352,57 @@ impl Planner {
         let key = PolicyKey::Budget(name.clone());
         let World { settings, budgets, namespaces, .. } = &self.world;
         let Some(object) = budgets.get(name) else {
+            if let Some(Some(body)) = self.remembered.get(name).filter(|_| !self.whole).cloned() {
+                return self.enforce(name, &body, windows(&body), delta);
+            }
             self.limit(name, vec![], delta);
             self.plan.budgets.remove(name);
+            // Whoever keeps the memory has it.
+            if self.remembered.remove(name).is_some() {
+                delta.policy.insert(key.clone(), None);
+            }
             return self.hold(key, None::<&()>, delta);
         };
         match budget::compile(object, namespaces, settings) {
-            Ok((body, windows)) => {
-                let enforcement = match settings.mode {
-                    Enforcement::Observe => Enforcement::Observe,
-                    Enforcement::Enforce => body.enforcement,
-                };
-                let terms = body.limits.iter().zip(windows).map(|(limit, window)| {
-                    let terms = Terms { amount: limit.amount, block_at: limit.block_at, enforcement };
-                    (limit.key(name), window, terms)
-                });
-                self.limit(name, terms.collect(), delta);
-                self.hold(key, Some(&body), delta);
+            Ok((mut body, windows)) => {
+                if !self.whole
+                    && let Some(Some(before)) = self.remembered.get(name)
+                    && selects_namespaces(object)
+                {
+                    // Namespaces that can't be read yet keep their budget.
+                    body.namespaces = union(body.namespaces, &before.namespaces);
+                }
+                self.enforce(name, &body, windows, delta);
             }
-            Err(problems) => self.plan.budgets.entry(name.clone()).or_default().problems = problems,
+            Err(problems) => {
+                let known = self.plan.policy.get(&key).and_then(|object| match object.decode() {
+                    Ok(Body::Budget(body)) => Some(body),
+                    Ok(_) | Err(_) => None,
+                });
+                if let Some(body) = known.or_else(|| self.remembered.get(name).cloned().flatten()) {
+                    // The mode may be another one.
+                    self.enforce(name, &body, windows(&body), delta);
+                }
+                self.plan.budgets.entry(name.clone()).or_default().problems = problems;
+            }
         }
+        if self.whole {
+            self.remembered.remove(name);
+        }
+    }
+
+    /// The budget `name` is `body` from now on, as far as the installation's mode lets it.
+    fn enforce(&mut self, name: &ObjectName, body: &Budget, windows: Vec<WindowSpec>, delta: &mut Delta) {
+        let enforcement = match self.world.settings.mode {
+            Enforcement::Observe => Enforcement::Observe,
+            Enforcement::Enforce => body.enforcement,
+        };
+        let terms = body.limits.iter().zip(windows).map(|(limit, window)| {
+            let terms = Terms { amount: limit.amount, block_at: limit.block_at, enforcement };
+            (limit.key(name), window, terms)
+        });
+        self.limit(name, terms.collect(), delta);
+        self.hold(PolicyKey::Budget(name.clone()), Some(body), delta);
     }
 
     /// The limits of budget `name` are these from now on.
@@ -389,6 +459,22 @@ impl Planner {
         for (spec, body) in due {
             self.hold(PolicyKey::Window(spec), body.as_ref(), delta);
         }
+    }
+}
+
+/// The windows of `body`'s limits, which were made from such specifications.
+fn windows(body: &Budget) -> Vec<WindowSpec> {
+    body.limits.iter().filter_map(|limit| limit.window.parse().ok()).collect()
+}
+
+fn selects_namespaces(budget: &AIBudget) -> bool {
+    budget.spec.match_.as_ref().is_some_and(|matches| matches.namespace_selector.is_some())
+}
+
+fn union(one: Namespaces, other: &Namespaces) -> Namespaces {
+    match (one, other) {
+        (Namespaces::Only(one), Namespaces::Only(other)) => Namespaces::Only(&one | other),
+        (Namespaces::All, _) | (_, Namespaces::All) => Namespaces::All,
     }
 }
 

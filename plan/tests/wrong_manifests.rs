@@ -1,4 +1,4 @@
-//! What each of thirty-six wrong manifests is told, word for word: read it as a page of the manual.
+//! What each of thirty-seven wrong manifests is told, word for word: read it as a page of the manual.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use plimsoll_plan::{Settings, check};
@@ -190,6 +190,11 @@ ModelRoute finance/assistant: spec.timeout "2 minutes" does not fit; write a dur
         "apiVersion: plimsoll.dev/v1alpha1\nkind: AIBudget\nmetadata: {name: all}\n",
         r#"spec: {limits: [{name: month, amount: 5}]}"#,
         r#"AIBudget all: metadata.namespace is missing; add it"#,
+    ),
+    (
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: openai, namespace: finance}\n",
+        r#"stringDatas: {api-key: sk-secret}"#,
+        r#"Secret finance/openai: "stringDatas" is not a field; did you mean "stringData"?"#,
     ),
     (
         "apiVersion: v1\nkind: Secret\nmetadata: {name: openai, namespace: finance}\n",

@@ -5,6 +5,7 @@
 //! back with the versions it holds and is told the rest.
 
 use super::acks::Gateways;
+use super::identity::Names;
 use super::snapshot::Snapshot;
 use super::stream::{Heard, Stream};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -80,12 +81,13 @@ impl Discovery {
 
     async fn serve(
         &self,
+        names: Names,
         mut requests: Streaming<DeltaDiscoveryRequest>,
         responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     ) {
         let number = self.streams.fetch_add(1, Ordering::Relaxed);
         let mut node = None::<String>;
-        let ended = self.converse(number, &mut node, &mut requests, &responses).await;
+        let ended = self.converse(number, &names, &mut node, &mut requests, &responses).await;
         if let Some(node) = node {
             self.gateways.gone(&node, number);
             match &ended {
@@ -102,6 +104,7 @@ impl Discovery {
     async fn converse(
         &self,
         number: u64,
+        names: &Names,
         node: &mut Option<String>,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
         responses: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
@@ -128,7 +131,7 @@ impl Discovery {
                 }
             };
             if let Some(request) = request {
-                let node = identify(node, &request)?;
+                let node = identify(node, names, &request)?;
                 match stream.hear(request) {
                     Heard::Nothing | Heard::Acknowledged(_) => {}
                     Heard::Rejected(kind, words) => {
@@ -161,13 +164,19 @@ impl Discovery {
     }
 }
 
-/// The gateway's id: Envoy's node id, which only the first request must carry.
-fn identify<'a>(node: &'a mut Option<String>, request: &DeltaDiscoveryRequest) -> Result<&'a str, Status> {
+/// The gateway's id: Envoy's node id, which only the first request must carry, and which its certificate must
+/// allow.
+fn identify<'a>(
+    node: &'a mut Option<String>,
+    names: &Names,
+    request: &DeltaDiscoveryRequest,
+) -> Result<&'a str, Status> {
     let named = || request.node.as_ref().map(|node| node.id.clone()).filter(|id| !id.is_empty());
     if node.is_none() {
         let id = named().ok_or_else(|| {
             Status::invalid_argument("Envoy sends no node id; set node.id in its bootstrap or --service-node")
         })?;
+        names.permit(&id).inspect_err(|status| tracing::warn!("{}", status.message()))?;
         tracing::info!(gateway = id, "xDS stream begins");
         *node = Some(id);
     }
@@ -198,7 +207,8 @@ impl AggregatedDiscoveryService for Service {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (responses, outgoing) = mpsc::channel(4);
         let discovery = Arc::clone(&self.0);
-        tokio::spawn(async move { discovery.serve(request.into_inner(), responses).await });
+        let names = Names::of(&request)?;
+        tokio::spawn(async move { discovery.serve(names, request.into_inner(), responses).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }

@@ -8,6 +8,7 @@
 pub mod acks;
 pub mod ads;
 pub mod cluster;
+pub mod identity;
 pub mod secret;
 pub mod snapshot;
 pub mod stream;

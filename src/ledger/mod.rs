@@ -3,6 +3,7 @@
 //! One task owns the protocol and the store, so whatever happens is in one order: take what waits, run
 //! one step inside one commit, then answer. Streams, policy and status stand round that task.
 
+mod acceptor;
 mod actor;
 mod clock;
 mod metrics;

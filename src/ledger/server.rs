@@ -69,9 +69,6 @@ pub enum StartError {
     /// The address is taken, or not ours.
     #[error("the ledger can't listen on {0}: {1}; set listen.grpc to a free address")]
     Listen(SocketAddr, std::io::Error),
-    /// The server would not start.
-    #[error("the ledger's server can't start: {0}")]
-    Serve(#[from] tonic::transport::Error),
 }
 
 /// A ledger that runs. Cheap to clone; dropping it stops nothing.
@@ -156,9 +153,7 @@ pub async fn start_beside<S: Store>(
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true);
-    if let Some(tls) = transport.server()? {
-        server = server.tls_config(tls)?;
-    }
+    let acceptor = transport.acceptor()?;
     let router = server.add_routes(services.add_service(service));
     let end = stopped.clone();
     let mut tasks = JoinSet::new();
@@ -170,7 +165,11 @@ pub async fn start_beside<S: Store>(
             () = told(opened) => {}
             () = &mut ended => return,
         }
-        if let Err(error) = router.serve_with_incoming_shutdown(nodelay(listener), ended).await {
+        let served = match acceptor {
+            Some(acceptor) => router.serve_with_incoming_shutdown(acceptor.accept(listener), ended).await,
+            None => router.serve_with_incoming_shutdown(nodelay(listener), ended).await,
+        };
+        if let Err(error) = served {
             tracing::error!(%error, "the ledger's server ended");
         }
     });

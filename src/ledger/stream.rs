@@ -6,6 +6,7 @@
 use super::actor::{Input, Out};
 use super::clock::Clock;
 use super::policy_hub::PolicyHub;
+use crate::gateway::identity::Names;
 use plimsoll_core::ledger::StreamId;
 use plimsoll_core::policy::{PolicyKey, PolicyVersion};
 use plimsoll_core::protocol::{FromGateway, FromLedger, Hello};
@@ -50,6 +51,7 @@ impl proto::ledger_server::Ledger for Streams {
         let (send, receive) = mpsc::channel(4);
         let stream = Stream {
             id: StreamId(self.next.fetch_add(1, Relaxed)),
+            names: Names::of(&request)?,
             said: request.into_inner(),
             send,
             inputs: self.inputs.clone(),
@@ -76,6 +78,8 @@ impl proto::ledger_server::Ledger for Streams {
 
 struct Stream {
     id: StreamId,
+    /// Who it may be.
+    names: Names,
     said: Streaming<proto::GatewayMessage>,
     send: mpsc::Sender<Sent>,
     inputs: mpsc::Sender<Input>,
@@ -96,6 +100,7 @@ impl Stream {
         if gateway.is_empty() {
             return Err(Status::invalid_argument("Hello.gateway is empty; set Envoy's node id"));
         }
+        self.names.permit(gateway).inspect_err(|status| tracing::warn!("{}", status.message()))?;
         let (gateway, held) = (gateway.clone(), policy.clone());
         let (out, outs) = mpsc::channel(MAX_WAITING);
         self.tell(Input::Opened(self.id, gateway.clone(), *epoch, out)).await?;

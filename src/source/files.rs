@@ -2,16 +2,18 @@
 //!
 //! The rule: a new or changed object counts at once, a missing one only when it has been missing for
 //! [`GRACE`], and never while its file has something wrong in it. A budget must not vanish for a
-//! moment because an editor replaces its file, or for good because of a typing error.
+//! moment because an editor replaces its file, or for good because of a typing error. At the first
+//! look nobody knows what a bad file should hold: [`Change::Whole`] waits until none is bad.
 
 use super::manifest;
 use super::watch::{self, Watch};
-use super::{Batch, Change, Fault, Source};
+use super::{Batch, Change, Fault, Places, Source};
 use anyhow::Context;
 use plimsoll_api::{Object, ObjectId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -31,24 +33,33 @@ const MAX_FILE: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct Files {
     directory: PathBuf,
+    owners: Owners,
 }
 
 impl Files {
     /// Everything below `directory` that ends in .yaml, .yml or .json; hidden names are left out.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self { directory: directory.into(), owners: Owners::default() }
     }
 }
 
 impl Source for Files {
+    fn places(&self) -> Places {
+        let owners = self.owners.clone();
+        Places::new(move |id| {
+            owners.lock().get(id).map(|owner| format!("{}:{}", owner.file.shown, owner.line))
+        })
+    }
+
     async fn run(self, into: mpsc::Sender<Batch>) -> anyhow::Result<()> {
         let directory = std::path::absolute(&self.directory)?;
         let shown = self.directory.display();
         std::fs::read_dir(&directory)
             .with_context(|| format!("--manifests {shown} can't be read; give a directory"))?;
         let mut watch = Watch::new(&directory);
-        let mut scanner = Scanner { shown: self.directory, directory, ..Scanner::default() };
+        let catalogue = Catalogue { owners: self.owners, ..Catalogue::default() };
+        let mut scanner = Scanner { shown: self.directory, directory, catalogue, ..Scanner::default() };
         loop {
             watch.renew();
             let busy = watch.busy();
@@ -82,6 +93,8 @@ struct Scanner {
     seen: BTreeMap<PathBuf, watch::Fingerprint>,
     catalogue: Catalogue,
     reported: Option<Vec<Fault>>,
+    /// Whether [`Change::Whole`] was said.
+    whole: bool,
 }
 
 impl Scanner {
@@ -91,6 +104,7 @@ impl Scanner {
         let mut batch = Batch::new();
         let mut again = None;
         let mut unreadable = None;
+        let mut unread = false;
         match watch::files_below(&self.directory) {
             Ok(files) => {
                 let gone: Vec<PathBuf> =
@@ -100,9 +114,11 @@ impl Scanner {
                     self.catalogue.lose(&path, now);
                 }
                 for (path, print) in files {
-                    if self.seen.get(&path) == Some(&print)
-                        || (busy.contains(&path) && self.reported.is_some())
-                    {
+                    if self.seen.get(&path) == Some(&print) {
+                        continue;
+                    }
+                    unread |= busy.contains(&path) || !print.is_settled();
+                    if busy.contains(&path) && self.reported.is_some() {
                         continue;
                     }
                     batch.extend(self.catalogue.take(&path, &self.show(&path), load(&path), now));
@@ -128,12 +144,18 @@ impl Scanner {
             // Nothing is deleted: a volume that is away for a moment is not an empty one.
             Err(error) => {
                 let message = format!("the directory can't be read, its objects stay in force: {error}");
+                unread = true;
                 unreadable = Some(Fault { place: self.shown.display().to_string(), object: None, message });
             }
         }
         batch.extend(self.catalogue.bury(now).into_iter().map(Change::Gone));
         let mut faults: Vec<Fault> = unreadable.into_iter().chain(self.catalogue.faults()).collect();
         faults.sort();
+        // What was missing for a moment may be just being written.
+        if !self.whole && !unread && self.catalogue.is_whole() && self.catalogue.missing.is_empty() {
+            self.whole = true;
+            batch.push(Change::Whole);
+        }
         let first = self.reported.is_none();
         if self.reported.as_ref() != Some(&faults) {
             batch.push(Change::Faults(faults.clone()));
@@ -150,6 +172,10 @@ impl Scanner {
 }
 
 fn load(path: &Path) -> Result<String, String> {
+    if let (Ok(target), false) = (std::fs::read_link(path), path.exists()) {
+        let target = target.display();
+        return Err(format!("is a link to {target}, which is not there; mend the link or remove it"));
+    }
     let length = std::fs::metadata(path).map_err(|error| format!("can't be read: {error}"))?.len();
     if length > MAX_FILE {
         return Err(format!("has {length} bytes, more than {MAX_FILE}; cut it into several files"));
@@ -158,28 +184,48 @@ fn load(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "is not UTF-8 text; save it as UTF-8".to_owned())
 }
 
-/// Which file has which object, and what was told. Pure.
+/// Which file has which object, and what was told. Does no I/O.
 #[derive(Debug, Default)]
 struct Catalogue {
     files: BTreeMap<PathBuf, File>,
-    owners: BTreeMap<ObjectId, Owner>,
+    owners: Owners,
     missing: BTreeMap<ObjectId, Instant>,
 }
 
 #[derive(Debug, Default)]
 struct File {
     faults: Vec<Fault>,
+    /// Something in it can't be read.
+    torn: bool,
     /// Documents without fault, by the hash of their text: what is in them.
     documents: HashMap<u64, Vec<(ObjectId, u64)>>,
     /// Objects in it that another file had first.
     doubles: BTreeSet<ObjectId>,
 }
 
+/// Every object that was told, with the file that has it; looked into from outside too.
+#[derive(Clone, Debug, Default)]
+struct Owners(Arc<Mutex<BTreeMap<ObjectId, Owner>>>);
+
+impl Owners {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectId, Owner>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[derive(Debug)]
 struct Owner {
-    file: PathBuf,
+    file: Arc<FileName>,
+    line: usize,
     content: u64,
     generation: i64,
+}
+
+/// A file for the machine, and for people.
+#[derive(Debug)]
+struct FileName {
+    path: PathBuf,
+    shown: String,
 }
 
 impl Catalogue {
@@ -188,9 +234,9 @@ impl Catalogue {
         let mut file = File::default();
         let mut present = BTreeSet::new();
         let mut changes = Vec::new();
-        let mut torn = false;
+        let name = Arc::new(FileName { path: path.to_owned(), shown: shown.to_owned() });
         let text = text.unwrap_or_else(|message| {
-            torn = true;
+            file.torn = true;
             file.faults.push(Fault { place: shown.to_owned(), object: None, message });
             String::new()
         });
@@ -199,7 +245,9 @@ impl Catalogue {
         for document in manifest::documents(&text) {
             let hash = hash(document.text);
             // One changed budget in a file of 10,000 must not cost reading them all.
-            if let Some(known) = before.documents.get(&hash).filter(|known| self.has(path, known, &present)) {
+            let known = before.documents.get(&hash);
+            if let Some(known) = known.filter(|known| self.has(path, document.first_line(), known, &present))
+            {
                 present.extend(known.iter().map(|(id, _)| id.clone()));
                 file.documents.insert(hash, known.clone());
                 continue;
@@ -212,17 +260,19 @@ impl Catalogue {
             }
             entries.extend(read);
         }
+        let owners = self.owners.clone();
+        let mut owners = owners.lock();
         for entry in entries {
-            let name = entry.id.as_ref().map(ObjectId::to_string);
+            let object = entry.id.as_ref().map(ObjectId::to_string);
             let mut fault = |line: usize, message: String| {
-                file.faults.push(Fault { place: format!("{shown}:{line}"), object: name.clone(), message });
+                file.faults.push(Fault { place: format!("{shown}:{line}"), object: object.clone(), message });
             };
             let (object, id) = match (entry.object, entry.id) {
                 (Ok(object), Some(id)) => (object, id),
                 (Ok(_), None) => continue,
                 (Err(wrongs), _) => {
-                    torn = true;
                     wrongs.into_iter().for_each(|wrong| fault(wrong.line, wrong.message));
+                    file.torn = true;
                     continue;
                 }
             };
@@ -233,40 +283,53 @@ impl Catalogue {
                 );
                 continue;
             }
-            if let Some(owner) = self.owners.get(&id)
-                && owner.file != path
+            if let Some(owner) = owners.get(&id)
+                && owner.file.path != path
                 && !self.missing.contains_key(&id)
             {
-                let other = owner.file.display();
+                let other = &owner.file.shown;
                 fault(entry.line, format!("stands in {other} too, and that one counts; remove one of them"));
                 file.doubles.insert(id.clone());
                 present.remove(&id);
                 continue;
             }
             self.missing.remove(&id);
-            let before = self.owners.get(&id).map(|owner| (owner.generation, owner.content));
+            let before = owners.get(&id).map(|owner| (owner.generation, owner.content));
             let changed = before.is_none_or(|(_, content)| content != entry.content);
             let generation = before.map_or(0, |(generation, _)| generation) + i64::from(changed);
-            self.owners.insert(id, Owner { file: path.to_owned(), content: entry.content, generation });
+            let (file, line, content) = (Arc::clone(&name), entry.line, entry.content);
+            owners.insert(id, Owner { file, line, content, generation });
             if changed {
                 changes.push(Change::Put(numbered(object, generation)));
             }
         }
+        drop(owners);
         // What can't be read may be just the document that is missing now.
-        if !torn {
+        if !file.torn {
             self.miss(path, &present, now);
         }
         self.files.insert(path.to_owned(), file);
         changes
     }
 
-    /// Whether all of `known` was told, is in `path`, and did not stand there already.
-    fn has(&self, path: &Path, known: &[(ObjectId, u64)], present: &BTreeSet<ObjectId>) -> bool {
+    /// Whether all of `known` was told, is in `path`, and did not stand there already; it stands on `line`
+    /// now.
+    fn has(&self, path: &Path, line: usize, known: &[(ObjectId, u64)], present: &BTreeSet<ObjectId>) -> bool {
+        let mut owners = self.owners.lock();
         known.iter().all(|(id, content)| {
-            let told =
-                self.owners.get(id).is_some_and(|owner| owner.file == path && owner.content == *content);
-            told && !self.missing.contains_key(id) && !present.contains(id)
+            let owner = owners.get_mut(id);
+            let Some(owner) = owner.filter(|owner| owner.file.path == path && owner.content == *content)
+            else {
+                return false;
+            };
+            owner.line = line;
+            !self.missing.contains_key(id) && !present.contains(id)
         })
+    }
+
+    /// Whether nothing is left that can't be read.
+    fn is_whole(&self) -> bool {
+        !self.files.values().any(|file| file.torn)
     }
 
     /// `path` is no more.
@@ -276,7 +339,8 @@ impl Catalogue {
     }
 
     fn miss(&mut self, path: &Path, present: &BTreeSet<ObjectId>, now: Instant) {
-        let mine = self.owners.iter().filter(|(id, owner)| owner.file == path && !present.contains(*id));
+        let owners = self.owners.lock();
+        let mine = owners.iter().filter(|(id, owner)| owner.file.path == path && !present.contains(*id));
         for (id, _) in mine {
             self.missing.entry(id.clone()).or_insert(now);
         }
@@ -295,7 +359,7 @@ impl Catalogue {
             self.missing.iter().filter(|(_, since)| due(since)).map(|(id, _)| id.clone()).collect();
         for id in &dead {
             self.missing.remove(id);
-            self.owners.remove(id);
+            self.owners.lock().remove(id);
         }
         dead
     }

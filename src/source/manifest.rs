@@ -49,7 +49,14 @@ impl Document<'_> {
     /// Its objects: one, or those of a List.
     #[must_use]
     pub fn read(&self) -> Vec<Entry> {
-        objects(self.line, self.text)
+        objects(self.line, self.first_line(), self.text)
+    }
+
+    /// The line to name: that of the first thing which is not a comment.
+    #[must_use]
+    pub fn first_line(&self) -> usize {
+        let blank = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
+        self.line + self.text.lines().take_while(blank).count()
     }
 }
 
@@ -83,10 +90,7 @@ pub fn documents(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-fn objects(line: usize, document: &str) -> Vec<Entry> {
-    // The line of the first thing that is not a comment is the one to name.
-    let blank = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
-    let first = line + document.lines().take_while(blank).count();
+fn objects(line: usize, first: usize, document: &str) -> Vec<Entry> {
     let wrong = |line: usize, message: String| Entry {
         line: first,
         id: guess(document),

@@ -12,6 +12,7 @@ pub use files::Files;
 use plimsoll_api::{Object, ObjectId};
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// What a source saw.
@@ -21,6 +22,9 @@ pub enum Change {
     Put(Object),
     /// It is gone.
     Gone(ObjectId),
+    /// Everything there is has been told by now. Said once, as soon as nothing is left that can't be read:
+    /// until then, that nobody tells of an object doesn't say that it is gone.
+    Whole,
     /// Everything that is wrong now, in place of what was wrong before. The last good state of each
     /// object named here stays in force.
     Faults(Vec<Fault>),
@@ -48,11 +52,43 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Changes that belong together. The first batch of a source is everything there is.
+/// Changes that belong together. The first batch of a source is everything that can be read; where that is
+/// everything there is, [`Change::Whole`] is in it.
 pub type Batch = Vec<Change>;
+
+/// Where a source has an object: `policy/budgets.yaml:12`.
+type Lookup = dyn Fn(&ObjectId) -> Option<String> + Send + Sync;
+
+/// Where objects stand, for people who are to mend them.
+#[derive(Clone, Default)]
+pub struct Places(Option<Arc<Lookup>>);
+
+impl Places {
+    /// Those that `lookup` knows.
+    pub fn new(lookup: impl Fn(&ObjectId) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(lookup)))
+    }
+
+    /// Where `id` stands now; an object of an API server stands under its own name alone.
+    #[must_use]
+    pub fn of(&self, id: &ObjectId) -> Option<String> {
+        self.0.as_ref().and_then(|lookup| lookup(id))
+    }
+}
+
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Places(…)")
+    }
+}
 
 /// A stream of changes.
 pub trait Source {
+    /// Where its objects stand, at any time from now on.
+    fn places(&self) -> Places {
+        Places::default()
+    }
+
     /// Sends batches until the other end is dropped; it waits while the other end is busy.
     ///
     /// # Errors

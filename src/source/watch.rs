@@ -6,6 +6,7 @@
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,15 @@ pub(super) struct Fingerprint {
 }
 
 impl Fingerprint {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+        }
+    }
+
     /// Whether a write after this look will change the fingerprint.
     pub(super) fn is_settled(&self) -> bool {
         self.modified.is_none_or(|at| at.elapsed().is_ok_and(|age| age > SETTLE))
@@ -43,7 +53,7 @@ impl Fingerprint {
     }
 }
 
-/// The manifest files below `directory`, links followed.
+/// The manifest files below `directory`, links followed, and links that lead nowhere.
 pub(super) fn files_below(directory: &Path) -> io::Result<BTreeMap<PathBuf, Fingerprint>> {
     let mut found = BTreeMap::new();
     walk(directory, 0, &mut found)?;
@@ -57,8 +67,16 @@ fn walk(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Fingerprin
         if path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b".")) {
             continue;
         }
-        // Gone between the listing and the look, or a link into nothing: not there.
-        let Ok(metadata) = std::fs::metadata(&path) else { continue };
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            // Gone between the listing and the look: not there. A link into nothing is: what it should
+            // lead to may be away for a moment.
+            if let Ok(link) = std::fs::symlink_metadata(&path)
+                && link.is_symlink()
+            {
+                found.insert(path, Fingerprint::of(&link));
+            }
+            continue;
+        };
         if metadata.is_dir() {
             if depth < MAX_DEPTH
                 && let Err(error) = walk(&path, depth + 1, found)
@@ -67,13 +85,7 @@ fn walk(directory: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Fingerprin
                 return Err(error);
             }
         } else if path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json") {
-            let print = Fingerprint {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-                length: metadata.len(),
-                modified: metadata.modified().ok(),
-            };
-            found.insert(path, print);
+            found.insert(path, Fingerprint::of(&metadata));
         }
     }
     Ok(())

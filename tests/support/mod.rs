@@ -187,7 +187,10 @@ impl Loop {
                 // After an outage a log is long: a clean end would leave its rest for the next start.
                 let unstored = metric(&page, "plimsoll_gateway_log_unstored");
                 if unstored != 0 {
-                    return Err(format!("{} has {unstored} records that the ledger has not stored", gateway.id));
+                    return Err(format!(
+                        "{} has {unstored} records that the ledger has not stored",
+                        gateway.id
+                    ));
                 }
                 if metric(&page, "plimsoll_gateway_ledger_connected") != 1 {
                     return Err(format!("{} is not connected to the ledger", gateway.id));

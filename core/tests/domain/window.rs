@@ -123,6 +123,9 @@ fn a_wrong_zone_is_an_error_that_names_the_one_meant() {
     );
     let lost = "\"qqqqqqqq\" is not an IANA time zone; use a name like \"Europe/Berlin\" or \"UTC\"";
     assert_eq!(error("qqqqqqqq"), lost);
+    assert!(error("Europe/Belrin").ends_with("did you mean \"Europe/Berlin\"?"));
+    let nowhere = error("Europe/Nowhere");
+    assert!(nowhere.ends_with("use a name like \"Europe/Berlin\" or \"UTC\""), "{nowhere}");
     assert!(matches!("Month".parse::<WindowSpec>(), Err(WindowError::Shape(_))));
     assert!(matches!("Fortnight@UTC".parse::<WindowSpec>(), Err(WindowError::Period(_))));
     assert!(matches!("Month@".parse::<WindowSpec>(), Err(WindowError::Zone { near: None, .. })));

@@ -164,6 +164,10 @@ fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: 
     }
     match rollout.trouble() {
         Some((reason, message)) => no(reason, message),
+        None if !this.problems.is_empty() => {
+            let message = "every connected gateway enforces the version before; see Stalled";
+            Draft::new("Enforced", true, "PredecessorEnforced", message)
+        }
         None => Draft::new("Enforced", true, "Enforced", "every connected gateway enforces it"),
     }
 }

@@ -15,6 +15,7 @@ use crate::plan::Problem;
 use k8s_openapi::jiff::Timestamp;
 use plimsoll_api::shared::{Condition, Time};
 use plimsoll_core::ids::UnixMs;
+use std::sync::Arc;
 
 /// A condition, before its time is known.
 struct Draft {
@@ -59,7 +60,12 @@ impl Health {
 }
 
 /// `drafts` with times: those of `old` where the status is the same.
-fn conditions(drafts: Vec<Draft>, old: &[Condition], generation: Option<i64>, now: UnixMs) -> Vec<Condition> {
+fn conditions(
+    drafts: Vec<Draft>,
+    old: &[Condition],
+    generation: Option<i64>,
+    now: UnixMs,
+) -> Arc<Vec<Condition>> {
     let condition = |Draft { kind, holds, reason, message }: Draft| {
         let status = if holds { "True" } else { "False" };
         let same = old.iter().find(|old| old.type_ == kind && old.status == status);
@@ -72,7 +78,7 @@ fn conditions(drafts: Vec<Draft>, old: &[Condition], generation: Option<i64>, no
             type_: kind.to_owned(),
         }
     };
-    drafts.into_iter().map(condition).collect()
+    Arc::new(drafts.into_iter().map(condition).collect())
 }
 
 /// Whether this generation was in force before: then gateways that come later are no news about it.
