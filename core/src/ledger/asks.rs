@@ -7,13 +7,11 @@ use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, UnixMs};
 use crate::policy::Enforcement;
 use crate::protocol::{Ask, Need, No, NoKind};
-use crate::window::WindowSpec;
+use crate::window::{LATE_MS, WindowSpec};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An account is small while less than this many worst cases of all gateways are left.
 const SMALL: i64 = 50;
-/// How long after a window's end somebody may still be admitted into it: clocks differ a little.
-const LATE_MS: i64 = 1_000;
 
 /// How large a slice should be.
 #[derive(Clone, Copy, Debug)]
