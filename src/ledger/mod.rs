@@ -5,6 +5,7 @@
 
 mod actor;
 mod clock;
+mod forget;
 mod metrics;
 mod policy_hub;
 mod server;

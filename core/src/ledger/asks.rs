@@ -95,7 +95,7 @@ impl Ledger {
         now: UnixMs,
         out: &mut Out,
     ) {
-        if self.undeclared.is_some() || self.is_waited_for(account) || !self.window(account, now).open {
+        if rows.went_back() || self.is_waited_for(account) || !self.window(account, now).open {
             return;
         }
         let surplus = self.surplus(account, epoch, rows);
@@ -180,7 +180,7 @@ impl Ledger {
     ) -> Verdict {
         let mut exhausted: Option<(UnixMs, No)> = None;
         let mut short: Option<(UnixMs, No)> = None;
-        let mut met = self.undeclared.is_none();
+        let mut met = !self.went_back;
         for Need { account, reserve, short: missing } in &ask.needs {
             let standing = rows.standing(account);
             let used = standing.used();
