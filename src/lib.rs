@@ -10,5 +10,6 @@ pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod operator;
+mod random;
 pub mod report;
 pub mod source;

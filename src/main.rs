@@ -4,6 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use plimsoll::report::{Printer, Report, Sink};
 use plimsoll::source::{Files, manifest};
+use plimsoll_core::ids::UnixMs;
 use plimsoll_plan::Settings;
 use std::io::{IsTerminal, Read, Write};
 use std::net::TcpStream;
@@ -17,6 +18,7 @@ Examples:
   plimsoll operator --config plimsoll.yaml --manifests policy/
   plimsoll validate policy/*.yaml
   plimsoll status --operator 127.0.0.1:9080
+  plimsoll retire gateway-3 --ledger /var/lib/plimsoll/ledger.db
   plimsoll crds | kubectl apply --server-side -f -
 
 Exit codes: 0 done; 1 it failed, or validate found something wrong; 2 wrong usage.";
@@ -68,6 +70,17 @@ SIGTERM or Ctrl-C ends it after the last commit.")]
         /// The namespace that may use plain HTTP and private addresses [default: plimsoll-system]
         #[arg(long, value_name = "NAME", conflicts_with = "config")]
         root_namespace: Option<String>,
+    },
+    /// After the ledger went back: stop waiting for a gateway that will not come again.
+    #[command(after_help = "\
+What the ledger knows that it holds stays unaccounted until the window ends. A gateway that has said Hello is
+left alone. The operator may run; it goes on granting within ten seconds of the last one.")]
+    Retire {
+        /// The gateway's id, as the operator's log names it
+        gateway: String,
+        /// The ledger's file: ledger.sqlite.path in the settings
+        #[arg(long, value_name = "FILE")]
+        ledger: PathBuf,
     },
     /// Show where budgets stand.
     Status {
@@ -126,6 +139,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             settings.root_namespace = root_namespace.unwrap_or(settings.root_namespace);
             return validate(&files, &settings);
         }
+        Command::Retire { gateway, ledger } => return retire(&gateway, &ledger),
         Command::Status { operator, output } => status(&operator, output)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -239,6 +253,18 @@ fn validate(files: &[PathBuf], settings: &Settings) -> anyhow::Result<ExitCode> 
     }
     print(&format!("{good} good, {bad} bad\n"))?;
     Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn retire(gateway: &str, ledger: &Path) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let now = plimsoll::ledger::Clock::new(UnixMs(0)).now();
+    let ended = runtime.block_on(plimsoll::ledger::sqlite::retire(ledger, gateway, now))?;
+    if ended == 0 {
+        println!("{gateway} is not waited for: it has said Hello, or the ledger does not know it");
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{gateway} is retired: what it held is unaccounted, nobody waits for it");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn status(operator: &str, output: Output) -> anyhow::Result<()> {

@@ -2,11 +2,12 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use plimsoll::ledger::sqlite::check;
-use plimsoll::ledger::{SqliteStore, Store, StoreError, export};
+use plimsoll::ledger::sqlite::{check, retire};
+use plimsoll::ledger::store::Place;
+use plimsoll::ledger::{Clock, ServerSettings, SqliteStore, Store, StoreError, Transport, export, start};
 use plimsoll_core::account::{AccountKey, Amount, Charge, LimitKey, Unit};
 use plimsoll_core::ids::{Epoch, ObjectName, UnixMs};
-use plimsoll_core::ledger::{Balance, EpochRecord, EpochState, Held, Rows, Touched};
+use plimsoll_core::ledger::{Balance, EpochRecord, EpochState, Held, Rows, Touched, over_before};
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::price::PriceVersion;
 use plimsoll_core::protocol::{Caller, Decision, Outcome, UsageRow};
@@ -138,7 +139,13 @@ async fn what_is_committed_is_what_is_read_and_exported() {
     assert_eq!(seen.balances[&usd].counted_since, NOW);
     assert_eq!(seen.balances[&tokens].held[&epoch].settled, Amount(22));
     assert_eq!((seen.balances[&watched].settled, seen.balances[&watched].would_refuse), (Amount(1_000), 1));
-    let record = EpochRecord { gateway: "gw-1".into(), through: 2, state: EpochState::Live, heard: NOW };
+    let record = EpochRecord {
+        gateway: "gw-1".into(),
+        through: 2,
+        state: EpochState::Live,
+        heard: NOW,
+        undeclared: false,
+    };
     assert_eq!(seen.epochs, [(epoch, record)].into());
 
     // While the operator still has it.
@@ -342,6 +349,132 @@ async fn what_is_old_is_forgotten_and_what_is_not_stays() {
     assert_eq!(store.forget(MONTH.plus((30 + 35) * DAY_MS + 1)).await.unwrap().balances, 1);
     assert_eq!(store.forget(NOW.plus(801 * DAY_MS)).await.unwrap().buckets, 1);
     assert!(store.books().await.unwrap().balances.is_empty());
+}
+
+#[tokio::test]
+async fn a_ledger_of_the_first_schema_is_brought_up_and_keeps_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let mut connection = writer(&path).await;
+    let usd = account("all", Unit::Usd);
+    let first = include_str!("../src/ledger/sqlite/schema-1.sql");
+    let old = format!(
+        "{first}; PRAGMA application_id = {}; PRAGMA user_version = 1;
+         INSERT INTO account VALUES (1, '{usd}', 5); INSERT INTO balance VALUES (1, 70, 0, 3, 0);
+         INSERT INTO epoch VALUES (1, '{}', 'gw-1', 2, 0, 4); INSERT INTO holding VALUES (1, 1, 50, 10, 30);",
+        0x504c_494d,
+        Epoch(7)
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(old)).execute(&mut connection).await.unwrap();
+    sqlx::Connection::close(connection).await.unwrap();
+    let error = retire(&path, "gw-1", NOW).await.unwrap_err();
+    assert!(matches!(error, StoreError::Older { found: 1, .. }), "{error}");
+
+    let store = SqliteStore::open(&path).await.unwrap();
+    let books = store.books().await.unwrap();
+    let balance = &books.balances[&usd];
+    assert_eq!(
+        (balance.settled, balance.overrun, balance.held[&Epoch(7)].returned.0),
+        (Amount(70), Amount(0), 10)
+    );
+    assert!(!books.epochs[&Epoch(7)].undeclared);
+    // Opened again it is what it is.
+    drop(store);
+    assert_eq!(SqliteStore::open(&path).await.unwrap().books().await.unwrap(), books);
+}
+
+/// `account`'s limit, by the minute, in the `n`th minute of the month.
+fn minute(n: i64) -> AccountKey {
+    minute_after(MONTH, n)
+}
+
+fn minute_after(from: UnixMs, n: i64) -> AccountKey {
+    let AccountKey { limit, .. } = account("all", Unit::Usd);
+    let limit = LimitKey::new(limit.budget.clone(), limit.limit.clone(), limit.unit, "Minute@UTC".into());
+    AccountKey { limit, start: from.plus(n * 60_000), key: String::new() }
+}
+
+#[tokio::test]
+async fn parts_of_ended_windows_are_folded_in_steps_and_rows_still_sum_to_balances() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
+    const MINUTES: i64 = 2_500;
+    for from in (0..MINUTES).step_by(500) {
+        let rows = (from..from + 500).map(|n| {
+            let mut row = row(2 * n.unsigned_abs() + 1, vec![minute(n)], 10);
+            // All of it is spent, but for one call that is in flight.
+            row.reserve = row.charge;
+            row.reserve.usd.0 += i64::from(n == 1_200);
+            row.admitted_at = minute(n).start;
+            row
+        });
+        let rows: Vec<_> = rows.collect();
+        store.commit(touched(&[]), NOW, |all| settle(all, Epoch(1), rows)).await.unwrap();
+    }
+    let ended = MONTH.plus(MINUTES * 60_000);
+    let now = NOW.plus(1);
+    assert_eq!(store.ended(over_before(MONTH), Place::FIRST).await.unwrap(), ([].into(), Place::FIRST));
+    let (mut place, mut steps, mut folded) = (Place::FIRST, 0, 0);
+    loop {
+        let (accounts, next) = store.ended(over_before(now), place).await.unwrap();
+        assert!(accounts.len() <= 1_000, "a step is bounded");
+        if next == place {
+            break;
+        }
+        (place, steps) = (next, steps + 1);
+        let touched = Touched { accounts, ..Touched::default() };
+        folded += store.commit(touched, now, |rows| rows.fold_ended(now)).await.unwrap();
+    }
+    assert_eq!((steps, folded), (3, 2_499));
+    let books = store.books().await.unwrap();
+    let held: Vec<_> = books.balances.iter().filter(|(_, balance)| !balance.held.is_empty()).collect();
+    assert_eq!(held.iter().map(|(account, _)| *account).collect::<Vec<_>>(), [&minute(1_200)]);
+    assert!(books.balances.values().all(|balance| balance.standing(&books.epochs).settled == Amount(10)));
+    assert_eq!(store.check().await.unwrap(), []);
+    assert_eq!(store.latest(), now, "the clock does not go back behind a fold");
+
+    // 35 days after their ends they go, held or not; in steps as well.
+    let late = ended.plus(35 * DAY_MS);
+    assert_eq!(store.forget(MONTH.plus(35 * DAY_MS + 60_000)).await.unwrap().balances, 0);
+    assert_eq!(store.forget(late).await.unwrap().balances, 2_499, "the last one ends at this instant");
+    assert_eq!(store.forget(late.plus(1)).await.unwrap().balances, 1);
+    assert!(store.books().await.unwrap().balances.is_empty());
+    assert_eq!(store.check().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_running_ledger_folds_what_ended_windows_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let store = SqliteStore::open(&path).await.unwrap();
+    // Of four days ago: a running ledger has no other clock than the system's.
+    let now = Clock::new(UnixMs(0)).now();
+    let from = UnixMs(now.0 - now.0 % 60_000 - 4 * DAY_MS);
+    let rows = (0..1_500).map(|n: i64| {
+        let reserve = row(0, vec![], 10).charge;
+        UsageRow { reserve, ..row(2 * n.unsigned_abs() + 1, vec![minute_after(from, n)], 10) }
+    });
+    let rows: Vec<_> = rows.collect();
+    store.commit(touched(&[]), now, |all| settle(all, Epoch(1), rows)).await.unwrap();
+    let settings = ServerSettings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        transport: Transport::PlainText,
+        ride_through_ms: 60_000,
+        lost_after_ms: 600_000,
+    };
+    let ledger = start(settings, store).await.unwrap();
+    let started = Instant::now();
+    loop {
+        let balances = export(&path).await.unwrap().balances;
+        assert_eq!(balances.len(), 1_500);
+        if balances.values().all(|balance| balance.held.is_empty() && balance.settled == Amount(10)) {
+            break;
+        }
+        assert!(started.elapsed().as_secs() < 30, "nothing is folded");
+        tokio::task::yield_now().await;
+    }
+    ledger.shutdown().await;
+    assert_eq!(check(&path).await.unwrap(), []);
 }
 
 /// Not a bound of a test machine, only what would be news: group commit keeps one fsync for all of them.

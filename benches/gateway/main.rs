@@ -45,7 +45,6 @@ fn main() -> anyhow::Result<()> {
     let mut stack = start_stack(root, &dir, &built, provider.port)?;
     let mut bare = Bare::start(&dir, provider.port)?;
     compare(&dir, &mut bare, &mut stack, &mut summary)?;
-    if std::env::var_os("PROF").is_some() { return Ok(()); }
     summary.insert("ledger_calls_per_request".into(), steady(&dir, &stack)?.into());
     drop(bare);
 
@@ -176,7 +175,6 @@ fn compare(
     let mut measure = |load: &load::Load| -> anyhow::Result<[Vec<Round>; 2]> {
         let mut rounds = [Vec::new(), Vec::new()];
         for round in 0..=ROUNDS {
-            eprintln!("round {round} {}", stack.gateway(0).unwrap().envoy().unwrap().process.pid());
             for (which, url) in urls.iter().enumerate() {
                 let envoy = match which {
                     0 => &bare.envoy.process,
@@ -192,7 +190,7 @@ fn compare(
         Ok(rounds)
     };
     let [json_bare, json_filter] = measure(&load::JSON)?.map(load::median);
-    let [sse_bare, sse_filter] = if std::env::var("PROF").as_deref() == Ok("json") { [json_bare, json_filter] } else { measure(&load::SSE)?.map(load::median) };
+    let [sse_bare, sse_filter] = measure(&load::SSE)?.map(load::median);
     println!("JSON, 16 clients                 {}", load::HEAD);
     println!("  bare Envoy                     {json_bare}\n  with the filter, 4 limits      {json_filter}");
     println!("SSE, 42 events 10 ms apart, 40/s {}", load::HEAD);

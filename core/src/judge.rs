@@ -191,7 +191,8 @@ mod tests {
     use crate::usage::Usage;
 
     fn account() -> AccountKey {
-        let limit = LimitKey::new(ObjectName::new("finance", "all"), "month".into(), Unit::Usd, "Total@UTC".into());
+        let limit =
+            LimitKey::new(ObjectName::new("finance", "all"), "month".into(), Unit::Usd, "Total@UTC".into());
         AccountKey { limit, start: UnixMs(0), key: String::new() }
     }
 

@@ -84,6 +84,10 @@ fn hint(near: Option<&str>) -> String {
 /// The most windows ahead that are computed: a day of minutes.
 pub const MOST_AHEAD: usize = 1_440;
 
+/// How long after its end a window is still served, in milliseconds: a gateway whose clock is behind, or that
+/// hears of everything later, still admits into it. Policy names it that long, and the ledger grants in it.
+pub const LATE_MS: i64 = 2_000;
+
 /// A period in a time zone. Equal specifications have equal canonical texts, `Month@Europe/Berlin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WindowSpec {

@@ -5,10 +5,13 @@
 
 mod world;
 
-use plimsoll_core::account::{Amount, Unit};
+use plimsoll_core::account::{AccountKey, Amount, Unit};
 use plimsoll_core::protocol::NoKind;
 use proptest::prelude::*;
 use world::{World, limit, usd};
+
+/// A little more than a day: windows that ended just before are over after it.
+const DAY_MS: i64 = 86_400_000 + 5 * 60_000;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -26,6 +29,7 @@ enum Op {
     Lose { node: usize, up: bool },
     Silence { node: usize },
     Minutes { minutes: i64 },
+    Day,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -48,6 +52,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (node.clone(), any::<bool>()).prop_map(|(node, up)| Op::Lose { node, up }),
         1 => node.prop_map(|node| Op::Silence { node }),
         1 => (1..3_i64).prop_map(|minutes| Op::Minutes { minutes }),
+        2 => Just(Op::Day),
     ]
 }
 
@@ -77,6 +82,7 @@ fn play(gateways: usize, amounts: (i64, i64), ops: &[Op]) -> World {
                 world.sleep(world::LOST_AFTER_MS + 30_000);
             }
             Op::Minutes { minutes } => world.sleep(minutes * 60_000),
+            Op::Day => world.skip(DAY_MS),
         }
         world.check();
     }
@@ -169,4 +175,73 @@ fn a_gateway_whose_clock_is_behind_serves_on_when_a_window_ends() {
         world.finish(0, 0, 50);
     }
     assert_eq!((world.unanswered, world.admitted), (0, 5));
+}
+
+/// Two calls in flight in a minute; the first costs what both have reserved, so its slice looks empty.
+fn a_minute_in_debt() -> (World, AccountKey) {
+    let minute = limit("minute", Unit::Usd, "Minute@UTC");
+    let mut world = World::new(1, &[(minute.clone(), 200)]);
+    for _ in 0..2 {
+        world.call(0, std::slice::from_ref(&minute), usd(100));
+        world.run(1_000);
+    }
+    assert_eq!(world.nodes[0].open.len(), 2);
+    world.finish(0, 0, 200);
+    world.run(10_000);
+    let account = world.store.balances.keys().next().unwrap().clone();
+    (world, account)
+}
+
+#[test]
+fn a_call_that_ends_days_after_its_slice_was_folded_is_counted_once() {
+    let (mut world, account) = a_minute_in_debt();
+    assert_eq!(world.fold(), 0, "a window that has just ended stays as it is");
+    world.skip(DAY_MS);
+    assert!(world.store.balances[&account].held.is_empty(), "what holds nothing is folded");
+    assert_eq!(world.store.balances[&account].settled, Amount(200));
+    world.finish(0, 0, 80);
+    // Its report travels twice, then the stream breaks, and all is told again.
+    world.run(5_100);
+    world.double(0, true);
+    world.run(1_000);
+    world.break_stream(0, 0);
+    world.run(10_000);
+    assert_eq!(world.store.balances[&account].settled, Amount(280));
+    assert!(world.store.balances[&account].held.is_empty(), "no part begins again");
+    assert!(!world.went_back());
+    world.check_books();
+}
+
+#[test]
+fn a_log_that_is_replayed_days_after_its_slice_was_folded_is_counted_once() {
+    let (mut world, account) = a_minute_in_debt();
+    world.break_stream(0, 2 * DAY_MS);
+    world.skip(DAY_MS);
+    assert!(world.store.balances[&account].held.is_empty());
+    // The second call is open in the log: it is settled at its reserve.
+    world.crash_gateway(0, true);
+    world.skip(DAY_MS);
+    world.run(10_000);
+    assert_eq!(world.store.balances[&account].settled, Amount(300));
+    world.check_books();
+}
+
+#[test]
+fn what_a_silent_gateway_holds_of_an_ended_window_is_not_folded() {
+    let minute = limit("minute", Unit::Usd, "Minute@UTC");
+    let mut world = World::new(1, &[(minute.clone(), 200)]);
+    world.call(0, std::slice::from_ref(&minute), usd(100));
+    world.run(1_000);
+    let account = world.store.balances.keys().next().unwrap().clone();
+    world.break_stream(0, 3 * DAY_MS);
+    world.run(100);
+    world.skip(DAY_MS);
+    world.sleep(30_000);
+    assert_eq!(world.fold(), 0);
+    let standing = world.store.balances[&account].standing(&world.store.epochs);
+    assert!(standing.unaccounted >= Amount(100), "{standing:?}");
+    world.settle_down();
+    world.check_books();
+    world.skip(DAY_MS);
+    assert!(world.store.balances[&account].held.is_empty());
 }

@@ -172,7 +172,7 @@ impl Filter {
             self.shared.hmac_key.get().map(|key| session::decide(&snapshot, &head.head(), &[], key));
         if let Some(Verdict::Pass(passage)) = verdict {
             self.shared.metrics.passed.inc();
-            send::direct(stream, &passage, &head);
+            send::direct(stream, &passage, head);
             return Next::Continue;
         }
         let refusal = Refusal::TooLarge { limit: MOST_BODY as u64 };

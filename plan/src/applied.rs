@@ -64,6 +64,8 @@ pub struct Spent {
     /// The ledger has answered exhausted, and not withdrawn it: calls are refused although less than the
     /// whole amount may be used.
     pub exhausted: bool,
+    /// By how much calls cost more than was reserved for them.
+    pub overrun: Amount,
 }
 
 impl Spent {

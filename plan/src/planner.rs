@@ -15,13 +15,9 @@ use plimsoll_api::{AIBudget, Object, ObjectId};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::ledger::Terms;
 use plimsoll_core::policy::{Body, Budget, Enforcement, Namespaces, PolicyKey, PolicyObject};
-use plimsoll_core::window::WindowSpec;
+use plimsoll_core::window::{LATE_MS, WindowSpec};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// How long a window's body keeps the window before: a gateway whose clock is behind, or that hears of
-/// everything later, still has calls in it.
-const KEPT_MS: i64 = 2_000;
 
 /// Keeps a plan up to date.
 #[derive(Debug)]
@@ -446,10 +442,10 @@ impl Planner {
                 delta.windows = true;
             }
             if now >= window.stale {
-                let ahead = window.spec.ahead(now.plus(-KEPT_MS), ride_through.saturating_add(KEPT_MS));
+                let ahead = window.spec.ahead(now.plus(-LATE_MS), ride_through.saturating_add(LATE_MS));
                 let first = ahead.bounds.first().map_or(UnixMs::NEVER, |bounds| bounds.end);
                 let last = ahead.bounds.last().map_or(UnixMs::NEVER, |bounds| bounds.end);
-                let kept = if first == UnixMs::NEVER { first } else { first.plus(KEPT_MS) };
+                let kept = if first == UnixMs::NEVER { first } else { first.plus(LATE_MS) };
                 let sent = if last == UnixMs::NEVER { last } else { last.plus(-ride_through) };
                 window.stale = kept.min(sent).max(now.plus(1));
                 due.push((spec.clone(), Some(ahead)));

@@ -72,6 +72,7 @@ fn applied(scene: &Scene, plan: &Plan) -> Applied {
             unaccounted: Amount(spent.unaccounted),
             counted_since: (spent.settled > 0).then_some(UnixMs(scene.now - 3_600_000)),
             exhausted: spent.exhausted,
+            ..Spent::default()
         };
         spend.insert(AccountKey { limit: limit.clone(), start, key: String::new() }, spent);
     }

@@ -48,6 +48,11 @@ impl Scene {
         self.applied.spend.insert(AccountKey { limit, start, key: String::new() }, spent);
     }
 
+    /// Calls of the account that [`Scene::spend`] set have cost more than was reserved for them.
+    fn overrun(&mut self, nanos: i64) {
+        self.applied.spend.values_mut().for_each(|spent| spent.overrun = Amount(nanos));
+    }
+
     /// The reasons of the events since the last look.
     fn look(&mut self) -> Vec<&'static str> {
         let name = ObjectName::new("finance", "all");
@@ -60,9 +65,17 @@ impl Scene {
     }
 
     fn condition(&self, kind: &str) -> String {
-        let conditions = &self.status.as_ref().unwrap().conditions;
-        let condition = conditions.iter().find(|condition| condition.type_ == kind).unwrap();
+        let condition = self.find(kind);
         format!("{} {}", condition.status, condition.reason)
+    }
+
+    fn message(&self, kind: &str) -> &str {
+        &self.find(kind).message
+    }
+
+    fn find(&self, kind: &str) -> &plimsoll_api::shared::Condition {
+        let conditions = &self.status.as_ref().unwrap().conditions;
+        conditions.iter().find(|condition| condition.type_ == kind).unwrap()
     }
 }
 
@@ -170,4 +183,27 @@ fn a_warning_is_a_warning() {
     let told = events(None, &new);
     assert_eq!(told[0].kind, EventKind::Warning);
     assert_eq!(told[0].message, "limit day: 80 percent of 5.00 used");
+}
+
+#[test]
+fn a_call_that_cost_more_than_its_reserve_is_named_while_there_is_room_and_after() {
+    let mut scene = Scene::new();
+    scene.spend(100, false);
+    scene.overrun(4_200_000);
+    assert!(scene.look().is_empty());
+    assert_eq!(scene.condition("WithinBudget"), "True Overrun");
+    let named = "limit day: calls cost 0.0042 USD more than was reserved for them";
+    assert_eq!(scene.message("WithinBudget"), format!("every limit has room; {named}"));
+    scene.spend(500, false);
+    scene.overrun(4_200_000);
+    scene.look();
+    assert_eq!(scene.condition("WithinBudget"), "False BudgetExceeded");
+    assert!(scene.message("WithinBudget").ends_with(named));
+    scene.spend(501, false);
+    scene.overrun(4_200_000);
+    scene.look();
+    assert_eq!(scene.condition("WithinBudget"), "False Overrun");
+    scene.now = NOW.plus(DAY);
+    scene.look();
+    assert_eq!(scene.condition("WithinBudget"), "True WithinBudget", "the next window has its own");
 }

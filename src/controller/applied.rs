@@ -67,6 +67,7 @@ fn spend(ledger: &LedgerHandle, plan: &Plan, now: UnixMs) -> Spend {
                 unaccounted: spent.unaccounted,
                 counted_since: (spent.counted_since.0 != 0).then_some(spent.counted_since),
                 exhausted: ledger.spend().is_exhausted(&account),
+                overrun: spent.overrun,
             };
             Some((account, spent))
         })

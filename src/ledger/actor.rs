@@ -9,11 +9,13 @@ use super::metrics::Metrics;
 use super::server::LedgerState;
 use super::spend::{SpendBoard, moved};
 use super::store::{Store, StoreError};
+use super::stream::Room;
+use crate::random;
 use plimsoll_core::account::LimitKey;
-use plimsoll_core::ids::{Epoch, Incarnation, UnixMs};
+use plimsoll_core::ids::{Epoch, Incarnation};
 use plimsoll_core::ledger::{EpochState, Event, Ledger, Rows, Settings, StreamId, Terms};
 use plimsoll_core::protocol::{FromGateway, FromLedger};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +30,8 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) enum Input {
     /// A stream said Hello; its answers go to `out`.
     Opened(StreamId, String, Epoch, mpsc::Sender<Out>),
-    /// A stream said something.
-    Said(StreamId, FromGateway),
+    /// A stream said something, which takes up this room until it is committed.
+    Said(StreamId, FromGateway, Option<Room>),
     /// A stream ended.
     Gone(StreamId),
     /// The limits in force; answered when they are committed.
@@ -71,6 +73,8 @@ pub(super) struct Life {
     limits: BTreeMap<LimitKey, Terms>,
     /// What the board believes of each open epoch.
     epochs: BTreeMap<Epoch, EpochState>,
+    /// The gateways that were named as missing.
+    undeclared: BTreeSet<String>,
     fresh: bool,
 }
 
@@ -81,6 +85,7 @@ impl Life {
             streams: HashMap::new(),
             limits: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            undeclared: BTreeSet::new(),
             fresh: true,
         }
     }
@@ -88,13 +93,12 @@ impl Life {
 
 /// 128 random bits.
 fn incarnation() -> Incarnation {
-    let mut bytes = [0; 16];
     // A generator that gives nothing leaves the clock, which differs between two lives as well.
-    if rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).is_err() {
+    let clock = |_| {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        bytes = since.as_nanos().to_be_bytes();
-    }
-    Incarnation(u128::from_be_bytes(bytes))
+        since.as_nanos().to_be_bytes()
+    };
+    Incarnation(u128::from_be_bytes(random::bytes().unwrap_or_else(clock)))
 }
 
 /// One batch: what the protocol sees, and who waits for its commit.
@@ -103,6 +107,7 @@ struct Batch {
     events: Vec<Event>,
     limits: Vec<oneshot::Sender<()>>,
     stop: bool,
+    rooms: Vec<Room>,
 }
 
 impl<S: Store> Actor<S> {
@@ -158,9 +163,10 @@ impl<S: Store> Actor<S> {
                 self.life.streams.insert(stream, Open { gateway, epoch, out });
             }
             // What a closed stream still had to say is said again on the next.
-            Input::Said(stream, message) if self.life.streams.contains_key(&stream) => {
+            Input::Said(stream, message, room) if self.life.streams.contains_key(&stream) => {
                 self.metrics.hear(&message);
                 batch.events.push(Event::Said(stream, message));
+                batch.rooms.extend(room);
             }
             Input::Said(..) => {}
             Input::Gone(stream) => {
@@ -213,6 +219,7 @@ impl<S: Store> Actor<S> {
                     messages,
                     moved: moved(rows),
                     epochs: rows.epochs.iter().map(|(epoch, record)| (*epoch, record.state)).collect(),
+                    undeclared: rows.undeclared().map(|(_, gateway)| gateway.to_owned()).collect(),
                     rows: u64::try_from(rows.usage.len()).unwrap_or(u64::MAX),
                 }
             }))
@@ -224,7 +231,7 @@ impl<S: Store> Actor<S> {
     }
 
     async fn answer(&mut self, stepped: Stepped) {
-        let Stepped { messages, moved, epochs, rows } = stepped;
+        let Stepped { messages, moved, epochs, undeclared, rows } = stepped;
         self.metrics.commits.inc();
         self.metrics.rows.inc_by(rows);
         let mut slow = Vec::new();
@@ -239,7 +246,9 @@ impl<S: Store> Actor<S> {
         let changed = |(epoch, state): (&Epoch, &EpochState)| {
             self.life.epochs.get(epoch).is_some_and(|was| was != state)
         };
-        let turned = epochs.iter().any(changed);
+        let is_gone = |epoch: &Epoch| !epochs.contains_key(epoch);
+        // Gone: retired by hand, beside us.
+        let turned = epochs.iter().any(changed) || self.life.epochs.keys().any(is_gone);
         self.life.epochs = epochs;
         self.life.epochs.retain(|_, state| *state != EpochState::Closed);
         if turned {
@@ -257,6 +266,15 @@ impl<S: Store> Actor<S> {
         self.metrics.gateways.set(i64::try_from(ledger.gateways().count()).unwrap_or(i64::MAX));
         self.metrics.mismatches.set(i64::try_from(ledger.mismatches()).unwrap_or(i64::MAX));
         let state = if ledger.went_back() { LedgerState::WentBack } else { LedgerState::Serving };
+        if self.life.undeclared != undeclared {
+            for gateway in &undeclared {
+                tracing::error!(
+                    gateway,
+                    "has not said Hello since the ledger went back; start it, or run: plimsoll retire {gateway}"
+                );
+            }
+            self.life.undeclared = undeclared;
+        }
         self.enter(state);
     }
 
@@ -280,7 +298,8 @@ impl<S: Store> Actor<S> {
         self.close_all("the ledger could not commit; connect again");
         let limits = std::mem::take(&mut self.life.limits);
         let epochs = std::mem::take(&mut self.life.epochs);
-        self.life = Life { limits, epochs, ..Life::new(self.settings.clone()) };
+        let undeclared = std::mem::take(&mut self.life.undeclared);
+        self.life = Life { limits, epochs, undeclared, ..Life::new(self.settings.clone()) };
         self.metrics.gateways.set(0);
         self.metrics.waiting.set(0);
         self.enter(LedgerState::Failed { why: error.to_string() });
@@ -326,46 +345,11 @@ struct Stepped {
     messages: Vec<(StreamId, FromLedger)>,
     moved: Vec<(plimsoll_core::account::AccountKey, super::spend::Spent)>,
     epochs: BTreeMap<Epoch, EpochState>,
+    undeclared: BTreeSet<String>,
     rows: u64,
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".into())
-}
-
-/// Forgets what is old: every minute, and at once again while there is more.
-pub(super) async fn forget_in_time<S: Store>(
-    store: Arc<S>,
-    clock: Arc<Clock>,
-    hub: Arc<super::PolicyHub>,
-    board: Arc<SpendBoard>,
-    lost_after_ms: i64,
-    mut stopped: watch::Receiver<bool>,
-) {
-    loop {
-        let now: UnixMs = clock.now();
-        hub.forget(now.plus(-lost_after_ms));
-        let more = match store.forget(now).await {
-            Ok(forgotten) => {
-                if forgotten.balances > 0 {
-                    // An account that was only just charged is shown again with its next charge.
-                    match store.books().await {
-                        Ok(books) => board.forget(&books.balances),
-                        Err(error) => tracing::warn!(%error, "what was forgotten is still shown"),
-                    }
-                }
-                forgotten.rows.max(forgotten.buckets) >= super::sqlite::FORGET_AT_ONCE
-            }
-            Err(error) => {
-                tracing::warn!(%error, "what is old could not be forgotten");
-                false
-            }
-        };
-        let pause = if more { Duration::from_millis(200) } else { Duration::from_secs(60) };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stopped.changed() => return,
-        }
-    }
 }

@@ -6,6 +6,7 @@
 mod acceptor;
 mod actor;
 mod clock;
+mod forget;
 mod metrics;
 mod policy_hub;
 mod server;

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
+/// The most characters that are kept of a gateway's reason.
+const MOST_WORDS: usize = 1_024;
 /// Deltas that one gateway may leave unacknowledged; then changes are gathered until it answers.
 const MAX_UNACKNOWLEDGED: usize = 8;
 
@@ -234,7 +236,10 @@ impl PolicyHub {
             return;
         };
         let was_full = gateway.sent.len() >= MAX_UNACKNOWLEDGED;
-        let rejected: BTreeMap<PolicyKey, String> = ack.rejected.into_iter().collect();
+        // What a condition shows of it.
+        let words = |words: String| words.chars().take(MOST_WORDS).collect();
+        let rejected: BTreeMap<PolicyKey, String> =
+            ack.rejected.into_iter().map(|(key, reason)| (key, words(reason))).collect();
         let holds = Arc::make_mut(&mut gateway.holds);
         while gateway.sent.front().is_some_and(|(number, _)| *number <= ack.number) {
             let Some((_, objects)) = gateway.sent.pop_front() else { break };

@@ -1,12 +1,13 @@
 //! Starting, watching and stopping the ledger's server.
 
-use super::actor::{Actor, Input, Life, forget_in_time};
+use super::actor::{Actor, Input, Life};
 use super::clock::Clock;
+use super::forget::Forgetting;
 use super::metrics::Metrics;
 use super::policy_hub::PolicyHub;
 use super::spend::SpendBoard;
 use super::store::{Store, StoreError};
-use super::stream::{MAX_MESSAGE, Streams};
+use super::stream::{MAX_MESSAGE, Streams, room};
 use super::tls::{TlsError, Transport};
 use plimsoll_core::account::LimitKey;
 use plimsoll_core::ids::UnixMs;
@@ -144,6 +145,7 @@ pub async fn start_beside<S: Store>(
         metrics: metrics.clone(),
         next: AtomicU64::new(1),
         stopped: stopped.clone(),
+        room: room(),
     };
     let service = ledger_server::LedgerServer::new(streams)
         .max_decoding_message_size(MAX_MESSAGE)
@@ -174,8 +176,15 @@ pub async fn start_beside<S: Store>(
         }
     });
     tasks.spawn(actor.run());
-    let (seen, hubs) = (Arc::clone(&board), Arc::clone(&hub));
-    tasks.spawn(forget_in_time(store, Arc::clone(&clock), hubs, seen, lost_after_ms, stopped));
+    let forgetting = Forgetting {
+        store,
+        clock: Arc::clone(&clock),
+        hub: Arc::clone(&hub),
+        board: Arc::clone(&board),
+        lost_after_ms,
+        stopped,
+    };
+    tasks.spawn(forgetting.run());
     Ok(LedgerHandle {
         inputs,
         hub,

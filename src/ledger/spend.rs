@@ -5,7 +5,7 @@
 use super::store::Books;
 use plimsoll_core::account::{AccountKey, Amount, LimitKey};
 use plimsoll_core::ids::{Epoch, UnixMs};
-use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Standing};
+use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Standing, ended_before};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{PoisonError, RwLock};
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ pub struct Spent {
     pub counted_since: UnixMs,
     /// Observing only: calls that would not have fitted.
     pub would_refuse: u64,
+    /// By how much calls cost more than was reserved for them.
+    pub overrun: Amount,
 }
 
 impl Spent {
@@ -30,8 +32,8 @@ impl Spent {
     #[must_use]
     pub fn of(balance: &Balance, epochs: &BTreeMap<Epoch, EpochRecord>) -> Self {
         let Standing { settled, unaccounted, outstanding } = balance.standing(epochs);
-        let Balance { counted_since, would_refuse, .. } = *balance;
-        Self { settled, unaccounted, outstanding, counted_since, would_refuse }
+        let Balance { counted_since, would_refuse, overrun, .. } = *balance;
+        Self { settled, unaccounted, outstanding, counted_since, would_refuse, overrun }
     }
 
     /// Settled and unaccounted: what is used for good.
@@ -105,10 +107,10 @@ impl SpendBoard {
         self.commits.send_modify(|commits| *commits += 1);
     }
 
-    /// Drops accounts that the store has forgotten; `kept` are those that it has.
-    pub(super) fn forget(&self, kept: &BTreeMap<AccountKey, Balance>) {
+    /// Drops accounts whose windows ended before `then`: the store forgets them.
+    pub(super) fn forget(&self, then: UnixMs) {
         let mut accounts = self.accounts.write().unwrap_or_else(PoisonError::into_inner);
-        accounts.retain(|account, _| kept.contains_key(account));
+        accounts.retain(|account, _| !ended_before(account, then));
     }
 
     pub(super) fn replace(&self, books: &Books) {

@@ -7,7 +7,7 @@
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::{Epoch, UnixMs};
 use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Touched};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 
@@ -58,8 +58,19 @@ pub trait Store: Send + Sync + 'static {
     /// The store can't be read.
     fn books(&self) -> impl Future<Output = Result<Books, StoreError>> + Send;
 
+    /// Of the next accounts after `from`, by the ends of their windows up to `before`, those that some epoch
+    /// has a part in, and where to go on; the same place as `from` when there are no more.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    fn ended(
+        &self,
+        before: UnixMs,
+        from: Place,
+    ) -> impl Future<Output = Result<(BTreeSet<AccountKey>, Place), StoreError>> + Send;
+
     /// Forgets what is older than its time: rows 35 days, buckets 800 days, balances 35 days after
-    /// their window's end, decisions 24 h.
+    /// their window's end, decisions 24 h. So much at once that a commit does not wait for long.
     ///
     /// # Errors
     /// Nothing is forgotten then.
@@ -75,6 +86,9 @@ pub struct Books {
     pub epochs: BTreeMap<Epoch, EpochRecord>,
 }
 
+/// How long a balance is kept after its window's end, in milliseconds: 35 days.
+pub const BALANCES_KEPT_MS: i64 = 35 * 86_400_000;
+
 /// How many of each were forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Forgotten {
@@ -86,6 +100,20 @@ pub struct Forgotten {
     pub balances: u64,
     /// Decisions.
     pub decisions: u64,
+    /// Whether there is more that is as old.
+    pub more: bool,
+}
+
+/// A place in the order of accounts by the ends of their windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub(super) end: UnixMs,
+    pub(super) account: i64,
+}
+
+impl Place {
+    /// Before all.
+    pub const FIRST: Self = Self { end: UnixMs(i64::MIN), account: i64::MIN };
 }
 
 /// A balance that its usage rows don't sum to.
@@ -125,6 +153,16 @@ pub enum StoreError {
     /// A newer build wrote it.
     #[error("ledger file {path} has schema {found}, this build knows {known}; run the newer build")]
     Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// An older build wrote it, and no operator of this one has brought it up.
+    #[error("ledger file {path} has schema {found}, this build writes {known}; start its operator first")]
+    Older {
         /// The file.
         path: PathBuf,
         /// Its schema.

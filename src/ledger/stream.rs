@@ -7,14 +7,15 @@ use super::actor::{Input, Out};
 use super::clock::Clock;
 use super::policy_hub::PolicyHub;
 use crate::gateway::identity::Names;
-use plimsoll_core::ledger::StreamId;
+use plimsoll_core::ledger::{StreamId, check};
 use plimsoll_core::policy::{PolicyKey, PolicyVersion};
 use plimsoll_core::protocol::{FromGateway, FromLedger, Hello};
 use plimsoll_wire::proto;
+use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -36,6 +37,26 @@ pub(super) struct Streams {
     pub metrics: super::metrics::Metrics,
     pub next: AtomicU64,
     pub stopped: watch::Receiver<bool>,
+    /// For large messages of all streams that wait for the ledger's task; see [`room`].
+    pub room: Arc<Semaphore>,
+}
+
+/// The most characters of a refusal.
+const MOST_WORDS: usize = 512;
+
+/// What a large message holds until it is committed.
+pub(super) type Room = OwnedSemaphorePermit;
+
+/// Messages up to this size, in bytes, wait for the ledger's task in any number that its queue takes.
+const SMALL: usize = 16 << 10;
+/// In which pieces room is given.
+const PAGE: usize = 16 << 10;
+/// All the room: 128 MiB, two messages of the largest size.
+const MAX_PAGES: u32 = 8_192;
+
+/// Room for large messages: without a bound, streams that send faster than commits go would fill the memory.
+pub(super) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(usize::try_from(MAX_PAGES).unwrap_or(usize::MAX)))
 }
 
 type Sent = Result<proto::LedgerMessage, Status>;
@@ -58,6 +79,8 @@ impl proto::ledger_server::Ledger for Streams {
             hub: Arc::clone(&self.hub),
             clock: Arc::clone(&self.clock),
             metrics: self.metrics.clone(),
+            room: Arc::clone(&self.room),
+            large: None,
         };
         let mut stopped = self.stopped.clone();
         // The answer's headers go at once: the gateway may wait for them before its Hello.
@@ -86,25 +109,25 @@ struct Stream {
     hub: Arc<PolicyHub>,
     clock: Arc<Clock>,
     metrics: super::metrics::Metrics,
+    room: Arc<Semaphore>,
+    /// Read, and not told to the ledger: it waits for room.
+    large: Option<proto::GatewayMessage>,
 }
 
 impl Stream {
     async fn run(mut self) -> Result<(), Status> {
         let silent = |_| Status::deadline_exceeded("say Hello first, within 10 s");
-        let hello = match timeout(HELLO_WITHIN, self.hear()).await.map_err(silent)?? {
-            Some(FromGateway::Hello(hello)) => hello,
+        let (hello, room) = match timeout(HELLO_WITHIN, self.hear()).await.map_err(silent)?? {
+            Some((FromGateway::Hello(hello), room)) => (hello, room),
             Some(_) => return Err(Status::failed_precondition("the first message must be Hello")),
             None => return Ok(()),
         };
         let Hello { gateway, epoch, policy, .. } = &hello;
-        if gateway.is_empty() {
-            return Err(Status::invalid_argument("Hello.gateway is empty; set Envoy's node id"));
-        }
         self.names.permit(gateway).inspect_err(|status| tracing::warn!("{}", status.message()))?;
         let (gateway, held) = (gateway.clone(), policy.clone());
         let (out, outs) = mpsc::channel(MAX_WAITING);
         self.tell(Input::Opened(self.id, gateway.clone(), *epoch, out)).await?;
-        self.tell(Input::Said(self.id, FromGateway::Hello(hello))).await?;
+        self.tell(Input::Said(self.id, FromGateway::Hello(hello), room)).await?;
         let ended = self.converse(&gateway, held, outs).await;
         self.hub.leave(&gateway, self.id, self.clock.now());
         // The ledger is gone: nobody to tell.
@@ -142,13 +165,13 @@ impl Stream {
                 }
                 said = self.hear() => match said? {
                     None => return Ok(()),
-                    Some(FromGateway::PolicyAck(ack)) => {
+                    Some((FromGateway::PolicyAck(ack), _)) => {
                         self.hub.acknowledge(gateway, self.id, ack, self.clock.now());
                     }
-                    Some(FromGateway::Hello(_)) => {
+                    Some((FromGateway::Hello(_), _)) => {
                         return Err(Status::failed_precondition("Hello is said once on a stream; connect again"));
                     }
-                    Some(message) => self.tell(Input::Said(self.id, message)).await?,
+                    Some((message, room)) => self.tell(Input::Said(self.id, message, room)).await?,
                 },
             }
         }
@@ -163,16 +186,32 @@ impl Stream {
         Ok(())
     }
 
-    /// The next message; `None` when the gateway has ended the stream. Nothing is lost if it is dropped
-    /// while it waits.
-    async fn hear(&mut self) -> Result<Option<FromGateway>, Status> {
-        let Some(message) = self.said.message().await? else { return Ok(None) };
-        let message =
-            FromGateway::try_from(message).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    /// The next message, and the room that it takes up; `None` when the gateway has ended the stream. Nothing is
+    /// lost if it is dropped while it waits.
+    async fn hear(&mut self) -> Result<Option<(FromGateway, Option<Room>)>, Status> {
+        if self.large.is_none() {
+            let Some(message) = self.said.message().await? else { return Ok(None) };
+            self.large = Some(message);
+        }
+        // A message that waits for room keeps its stream from being read, and no other.
+        let room = match self.large.as_ref().map_or(0, Message::encoded_len) {
+            0..=SMALL => None,
+            bytes => {
+                let pages = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).min(MAX_PAGES);
+                let room = Arc::clone(&self.room).acquire_many_owned(pages).await;
+                Some(room.map_err(|_| Status::unavailable("the ledger has shut down"))?)
+            }
+        };
+        let Some(message) = self.large.take() else { return Ok(None) };
+        // It quotes what was said, which may be megabytes; a status is a header.
+        let shorten = |text: String| text.chars().take(MOST_WORDS).collect::<String>();
+        let refuse = |error: &dyn std::fmt::Display| Status::invalid_argument(shorten(error.to_string()));
+        let message = FromGateway::try_from(message).map_err(|error| refuse(&error))?;
+        check(&message).map_err(|error| refuse(&error))?;
         if matches!(message, FromGateway::PolicyAck(_)) {
             self.metrics.hear(&message);
         }
-        Ok(Some(message))
+        Ok(Some((message, room)))
     }
 
     async fn say(&self, message: FromLedger) -> Result<(), Status> {

@@ -7,13 +7,11 @@ use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, UnixMs};
 use crate::policy::Enforcement;
 use crate::protocol::{Ask, Need, No, NoKind};
-use crate::window::WindowSpec;
+use crate::window::{LATE_MS, WindowSpec};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An account is small while less than this many worst cases of all gateways are left.
 const SMALL: i64 = 50;
-/// How long after a window's end somebody may still be admitted into it: clocks differ a little.
-const LATE_MS: i64 = 1_000;
 
 /// How large a slice should be.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +95,7 @@ impl Ledger {
         now: UnixMs,
         out: &mut Out,
     ) {
-        if self.undeclared.is_some() || self.is_waited_for(account) || !self.window(account, now).open {
+        if rows.went_back() || self.is_waited_for(account) || !self.window(account, now).open {
             return;
         }
         let surplus = self.surplus(account, epoch, rows);
@@ -182,7 +180,7 @@ impl Ledger {
     ) -> Verdict {
         let mut exhausted: Option<(UnixMs, No)> = None;
         let mut short: Option<(UnixMs, No)> = None;
-        let mut met = self.undeclared.is_none();
+        let mut met = !self.went_back;
         for Need { account, reserve, short: missing } in &ask.needs {
             let standing = rows.standing(account);
             let used = standing.used();

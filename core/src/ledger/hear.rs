@@ -2,19 +2,20 @@
 //!
 //! Who is served of it stands in [`super::asks`].
 
-use super::{Ledger, Out, Rows, SliceView, Stream, StreamId, Terms, Touched, Waiting};
+use super::{Held, Ledger, Out, Rows, SliceView, Stream, StreamId, Terms, Touched, Waiting};
 use crate::account::{AccountKey, Amount, LimitKey};
 use crate::gateway::PAUSE_MS;
 use crate::ids::{Epoch, UnixMs};
 use crate::ledger::EpochState;
 use crate::protocol::{
-    Ask, AskId, FromGateway, FromLedger, Hello, Holding, Report, Totals, UsageRow, Welcome,
+    Ask, AskId, FromGateway, FromLedger, Hello, Holding, Need, No, NoKind, Report, Totals, UsageRow, Welcome,
 };
 use crate::window::WindowSpec;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How long an ended window's holdings are still told: rows may wait in a gateway's log.
-const OVER_MS: i64 = 86_400_000;
+/// Asks of one gateway that may wait at once: each step looks at all of them. At 2,000 requests a second that
+/// all pause, five seconds' worth.
+const MOST_ASKS: usize = 10_000;
 /// *Contended* must reach the gateway before its own patience ends.
 const ANSWER_AHEAD_MS: i64 = 300;
 
@@ -80,7 +81,11 @@ impl Ledger {
                     self.refill(stream, epoch, account, rows, now, out);
                 }
             }
-            FromGateway::Ask(ask) => self.take_ask(stream, epoch, ask, now),
+            FromGateway::Ask(ask) => {
+                if !self.take_ask(stream, epoch, ask, now) {
+                    out.answers.entry(stream).or_default().noes.extend(too_many(ask, rows));
+                }
+            }
             FromGateway::Cancel(id) => self.drop_ask(epoch, *id),
             FromGateway::Decisions(decisions) => {
                 rows.decisions.extend(decisions.iter().map(|decision| (epoch, decision.clone())));
@@ -99,7 +104,7 @@ impl Ledger {
         }
         let refuse = |ledger: &Self| {
             let holdings = Vec::new();
-            let welcome = Welcome { holdings, epoch_closed: true, ..ledger.blank_welcome(now) };
+            let welcome = Welcome { holdings, epoch_closed: true, ..ledger.blank_welcome(false, now) };
             (stream, FromLedger::Welcome(welcome))
         };
         if rows.epochs.get(epoch).is_some_and(|record| record.state == EpochState::Closed) {
@@ -116,37 +121,32 @@ impl Ledger {
             rows.fold(epoch);
             self.forget_epoch(epoch);
         }
+        let known_to_be_back = rows.went_back();
         let record = rows.epoch_mut(*epoch);
         record.gateway.clone_from(gateway);
-        record.state = EpochState::Live;
+        (record.state, record.undeclared) = (EpochState::Live, false);
         record.heard = now;
         let durable = record.through;
         self.streams.insert(stream, Stream { gateway: gateway.clone(), epoch: *epoch });
         self.speakers.insert(gateway.clone(), stream);
+        let mut unknown = false;
         for totals in totals {
-            let known = rows.held(&totals.account, *epoch);
-            if totals.granted > known.granted || totals.settled > known.settled {
-                // Commits that were answered are gone: others may hold what we no longer know of.
-                let open = rows.epochs.iter().filter(|(_, record)| record.state != EpochState::Closed);
-                let open: BTreeSet<Epoch> = open.map(|(epoch, _)| *epoch).collect();
-                let declared = |epoch: &Epoch| self.streams.values().any(|stream| stream.epoch == *epoch);
-                self.undeclared
-                    .get_or_insert_with(|| open.into_iter().filter(|epoch| !declared(epoch)).collect());
+            // Of what was folded nothing is compared: that it is not there is no loss.
+            if rows.is_folded(&totals.account, *epoch, now) {
+                continue;
             }
+            let known = rows.held(&totals.account, *epoch);
+            unknown |= totals.granted > known.granted || totals.settled > known.settled;
             self.take_totals(*epoch, totals, rows, now);
         }
-        if let Some(undeclared) = &mut self.undeclared {
-            undeclared.remove(epoch);
-            if undeclared.is_empty() {
-                self.undeclared = None;
-            }
+        if unknown && !known_to_be_back {
+            // Commits that were answered are gone: others may hold what we no longer know of.
+            rows.go_back(|epoch| self.streams.values().any(|stream| stream.epoch == *epoch));
         }
+        // What the Welcome leaves out must be folded: a gateway that starts again counts it from nothing.
+        rows.fold_ended(now);
         let holdings = rows.balances.iter().filter_map(|(account, balance)| {
             let held = balance.held.get(epoch)?;
-            // A window that is long over, with nothing held of it: nothing more will be said of it.
-            if held.outstanding() == Amount::ZERO && self.window(account, now).end.plus(OVER_MS) < now {
-                return None;
-            }
             Some(Holding {
                 account: account.clone(),
                 granted: held.granted,
@@ -159,18 +159,18 @@ impl Ledger {
             self.view_mut(&holding.account, *epoch);
             out.answers.entry(stream).or_default().slices.insert(holding.account.clone());
         }
-        let welcome = Welcome { durable, holdings, ..self.blank_welcome(now) };
+        let welcome = Welcome { durable, holdings, ..self.blank_welcome(rows.went_back(), now) };
         out.first.push((stream, FromLedger::Welcome(welcome)));
     }
 
-    fn blank_welcome(&self, now: UnixMs) -> Welcome {
+    fn blank_welcome(&self, went_back: bool, now: UnixMs) -> Welcome {
         Welcome {
             incarnation: self.incarnation,
             now,
             durable: 0,
             holdings: Vec::new(),
             hmac_key: self.settings.hmac_key,
-            went_back: self.went_back(),
+            went_back,
             epoch_closed: false,
         }
     }
@@ -214,34 +214,64 @@ impl Ledger {
         if *after > stored {
             // A report before this one was lost. What it settled must come with its rows.
             for totals in totals {
-                let known = rows.held(&totals.account, epoch).settled;
-                self.take_totals(epoch, &Totals { settled: known, ..totals.clone() }, rows, now);
+                if !rows.is_folded(&totals.account, epoch, now) {
+                    let Held { granted, settled, .. } = rows.held(&totals.account, epoch);
+                    let returned = totals.returned.min(granted);
+                    let known = Totals { granted, returned, settled, ..totals.clone() };
+                    self.take_totals(epoch, &known, rows, now);
+                }
             }
             return;
         }
-        record.through = stored.max(*through);
+        let mut taken = stored;
         let mut sums: BTreeMap<&AccountKey, Amount> = BTreeMap::new();
-        for row in settled.iter().filter(|row| row.settled_sequence > stored) {
+        for row in settled {
+            // Each once, in the order of their sequences: what comes out of order was taken, or is no row of
+            // ours.
+            if row.settled_sequence <= taken {
+                continue;
+            }
+            taken = row.settled_sequence;
             for account in &row.accounts {
                 let sum = sums.entry(account).or_default();
                 *sum = sum.plus(row.charge.of(account.limit.unit));
+                let over = row.charge.of(account.limit.unit).minus(row.reserve.of(account.limit.unit));
+                if over > Amount::ZERO {
+                    let balance = rows.balance_mut(account, now);
+                    balance.overrun = balance.overrun.plus(over);
+                }
             }
             self.observe(epoch, row, rows, now);
             rows.usage.push((epoch, row.clone()));
         }
+        rows.epoch_mut(epoch).through = taken.max(*through);
         for totals in totals {
-            let before = rows.held(&totals.account, epoch).settled;
-            self.take_totals(epoch, totals, rows, now);
+            if rows.is_folded(&totals.account, epoch, now) {
+                continue;
+            }
+            let known = rows.held(&totals.account, epoch);
+            let before = known.settled;
+            // It can't have been granted more than was committed before it was told.
+            let granted = totals.granted.min(known.granted);
+            let returned = totals.returned.min(known.granted);
+            self.take_totals(epoch, &Totals { granted, returned, ..totals.clone() }, rows, now);
             let moved = rows.held(&totals.account, epoch).settled.minus(before);
-            if sums.remove(&totals.account).unwrap_or_default() != moved {
-                self.mismatches += 1;
+            let sum = sums.remove(&totals.account).unwrap_or_default();
+            self.mismatches += u64::from(sum != moved);
+            if moved < sum {
+                // Rows are charged in any case; totals may say more, never less.
+                rows.settle(&totals.account, epoch, sum.minus(moved), now);
             }
         }
         for (account, sum) in sums {
-            // Rows without totals: the gateway forgot to say what it charged. The rows are believed.
-            self.mismatches += u64::from(sum != Amount::ZERO);
-            let held = rows.held_mut(account, epoch, now);
-            held.settled = held.settled.plus(sum);
+            if sum != Amount::ZERO {
+                // Rows without totals: the gateway forgot to say what it charged. The rows are believed.
+                self.mismatches += u64::from(!rows.is_folded(account, epoch, now));
+                rows.settle(account, epoch, sum, now);
+            }
+        }
+        for totals in totals {
+            rows.fold_part(&totals.account, epoch, now);
         }
     }
 
@@ -269,13 +299,20 @@ impl Ledger {
         }
     }
 
-    fn take_ask(&mut self, stream: StreamId, epoch: Epoch, ask: &Ask, now: UnixMs) {
+    /// Whether there was room for it.
+    fn take_ask(&mut self, stream: StreamId, epoch: Epoch, ask: &Ask, now: UnixMs) -> bool {
+        let known = (epoch, AskId(u64::MIN))..=(epoch, AskId(u64::MAX));
+        let is_full = || self.asks.len() >= MOST_ASKS && self.asked.range(known).count() >= MOST_ASKS;
+        if !self.asked.contains_key(&(epoch, ask.id)) && is_full() {
+            return false;
+        }
         let until = now.plus(ask.wait_ms.clamp(0, PAUSE_MS).saturating_sub(ANSWER_AHEAD_MS).max(0));
         let next = self.next_ask;
         // A renewed ask keeps its place.
         let place = *self.asked.entry((epoch, ask.id)).or_insert(next);
         self.next_ask += u64::from(place == next);
         self.asks.insert(place, Waiting { stream, epoch, ask: ask.clone(), until });
+        true
     }
 
     pub(super) fn drop_ask(&mut self, epoch: Epoch, id: AskId) {
@@ -298,6 +335,13 @@ impl Ledger {
             rows.epoch_mut(epoch).state = EpochState::Lost;
         }
     }
+}
+
+/// Refuses an ask at once: its gateway has as many as it may.
+fn too_many(ask: &Ask, rows: &Rows) -> Option<No> {
+    let Need { account, reserve, .. } = ask.needs.first()?;
+    let (account, used) = (account.clone(), rows.standing(account).used());
+    Some(No { ask: ask.id, account, kind: NoKind::Contended, reserve: *reserve, used })
 }
 
 /// The accounts of the observing budgets that `row` names, in the windows of its admission.

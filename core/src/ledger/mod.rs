@@ -5,7 +5,9 @@
 //! only then are the step's answers sent. If a commit fails the `Ledger` must be dropped and a new one
 //! made: gateways say Hello again, and totals are cumulative. Nothing here does I/O or reads a clock.
 
+mod absurd;
 mod asks;
+mod ended;
 mod hear;
 mod rows;
 
@@ -13,6 +15,8 @@ use crate::account::{AccountKey, Amount, LimitKey};
 use crate::ids::{Epoch, Incarnation, UnixMs};
 use crate::policy::Enforcement;
 use crate::protocol::{Answer, Ask, AskId, FromGateway, FromLedger, Grant, No};
+pub use absurd::{Absurd, check};
+pub use ended::{ended_before, over_before};
 pub use rows::{Balance, EpochRecord, EpochState, Held, Rows, Standing};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -81,16 +85,18 @@ pub struct Ledger {
     slices: HashMap<AccountKey, BTreeMap<Epoch, SliceView>>,
     /// Unmet asks in order of arrival.
     asks: BTreeMap<u64, Waiting>,
-    asked: HashMap<(Epoch, AskId), u64>,
+    asked: BTreeMap<(Epoch, AskId), u64>,
     next_ask: u64,
     /// By account, to whom *exhausted* was said, for which smallest reserve.
     exhausted: BTreeMap<AccountKey, BTreeMap<Epoch, Amount>>,
-    /// While commits are known to be lost: the epochs that have not declared themselves.
-    undeclared: Option<BTreeSet<Epoch>>,
+    /// What [`Rows::went_back`] said at the last step.
+    went_back: bool,
     /// Limits whose terms fell since the last step.
     fallen: BTreeSet<LimitKey>,
     /// Reports whose rows did not sum to their totals.
     mismatches: u64,
+    /// When windows that are over were last looked for.
+    looked_for_ended: UnixMs,
     /// When this life began to serve.
     served_since: Option<UnixMs>,
 }
@@ -148,12 +154,13 @@ impl Ledger {
             speakers: BTreeMap::new(),
             slices: HashMap::new(),
             asks: BTreeMap::new(),
-            asked: HashMap::new(),
+            asked: BTreeMap::new(),
             next_ask: 0,
             exhausted: BTreeMap::new(),
-            undeclared: None,
+            went_back: false,
             fallen: BTreeSet::new(),
             mismatches: 0,
+            looked_for_ended: UnixMs(0),
             served_since: None,
         }
     }
@@ -194,7 +201,9 @@ impl Ledger {
                 Event::Tick => {}
             }
         }
+        self.went_back = rows.went_back();
         self.count_lost(rows, now);
+        self.forget_ended(now);
         self.serve_asks(rows, now, &mut out);
         self.recall(rows, &mut out);
         self.withdraw_noes(&changed, rows, &mut out);
@@ -225,10 +234,10 @@ impl Ledger {
     }
 
     /// Whether commits are known to be lost; then nothing is granted until every known gateway has declared
-    /// itself.
+    /// itself. As of the last step.
     #[must_use]
     pub fn went_back(&self) -> bool {
-        self.undeclared.is_some()
+        self.went_back
     }
 
     /// Reports whose rows did not sum to their totals: a defect, or a log that was tampered with.

@@ -29,6 +29,8 @@ pub struct Balance {
     pub counted_since: UnixMs,
     /// Observing only: calls that would not have fitted.
     pub would_refuse: u64,
+    /// By how much calls cost more than was reserved for them: what can break the promise (DESIGN I1).
+    pub overrun: Amount,
     /// Epochs that hold something or have not been folded.
     pub held: BTreeMap<Epoch, Held>,
 }
@@ -56,6 +58,9 @@ pub struct EpochRecord {
     pub state: EpochState,
     /// When it was last heard.
     pub heard: UnixMs,
+    /// Commits are known to be lost, and it has not said Hello since: what it holds may be more than stands
+    /// here. While an open epoch is so, nothing is granted.
+    pub undeclared: bool,
 }
 
 /// The rows of one commit. The store fills in what [`Ledger::touches`] names (absent rows stay absent)
@@ -138,6 +143,39 @@ impl Rows {
         self.balances.get(account).map(|balance| balance.standing(&self.epochs)).unwrap_or_default()
     }
 
+    /// Whether commits are known to be lost and some known gateway has not declared itself since. It is
+    /// durable: a ledger that starts again must not grant what it no longer knows of.
+    #[must_use]
+    pub fn went_back(&self) -> bool {
+        self.undeclared().next().is_some()
+    }
+
+    /// The gateways that have yet to declare themselves, by epoch.
+    pub fn undeclared(&self) -> impl Iterator<Item = (Epoch, &str)> {
+        let open = self.epochs.iter().filter(|(_, record)| record.state != EpochState::Closed);
+        open.filter(|(_, record)| record.undeclared).map(|(epoch, record)| (*epoch, record.gateway.as_str()))
+    }
+
+    /// Commits are known to be lost: of the open epochs only those that have `declared` themselves are
+    /// believed.
+    pub(super) fn go_back(&mut self, declared: impl Fn(&Epoch) -> bool) {
+        let open = self.epochs.iter().filter(|(_, record)| record.state != EpochState::Closed);
+        let silent: Vec<Epoch> = open.map(|(epoch, _)| *epoch).filter(|epoch| !declared(epoch)).collect();
+        for epoch in silent {
+            self.epoch_mut(epoch).undeclared = true;
+        }
+    }
+
+    /// Retires `gateway` by hand: each epoch of it that has not declared itself ends, and what it is known to
+    /// hold is unaccounted. One that has said Hello is left alone. Returns how many ended. The rows must hold
+    /// every balance of the gateway's open epochs ([`Touched::all_of_gateways`](super::Touched)).
+    pub fn retire(&mut self, gateway: &str) -> usize {
+        let of_gateway = self.undeclared().filter(|(_, of)| *of == gateway);
+        let ended: Vec<Epoch> = of_gateway.map(|(epoch, _)| epoch).collect();
+        ended.iter().for_each(|epoch| self.fold(*epoch));
+        ended.len()
+    }
+
     pub(super) fn held(&self, account: &AccountKey, epoch: Epoch) -> Held {
         self.balances.get(account).and_then(|balance| balance.held.get(&epoch)).copied().unwrap_or_default()
     }
@@ -160,7 +198,8 @@ impl Rows {
 
     /// `epoch` ends: what it settled stays settled, what it holds is unaccounted, and it accepts no more.
     pub(super) fn fold(&mut self, epoch: Epoch) {
-        self.epoch_mut(epoch).state = EpochState::Closed;
+        let record = self.epoch_mut(epoch);
+        (record.state, record.undeclared) = (EpochState::Closed, false);
         for (account, balance) in &mut self.balances {
             if let Some(held) = balance.held.remove(&epoch) {
                 balance.settled = balance.settled.plus(held.settled);

@@ -6,12 +6,7 @@ use plimsoll_core::ids::{Epoch, ObjectName, UnixMs};
 use plimsoll_core::policy::Bounds;
 
 fn limit(window: &str) -> LimitKey {
-    LimitKey {
-        budget: ObjectName::new("finance", "all"),
-        limit: "total".into(),
-        unit: Unit::Usd,
-        window: window.into(),
-    }
+    LimitKey::new(ObjectName::new("finance", "all"), "total".into(), Unit::Usd, window.into())
 }
 
 #[test]

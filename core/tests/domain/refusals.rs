@@ -2,7 +2,7 @@
 
 use crate::fixture::{december, limit, name, snapshot};
 use crate::session::head;
-use plimsoll_core::account::{AccountKey, Amount, Charge, Unit};
+use plimsoll_core::account::{AccountKey, Amount, Charge, LimitKey, Unit};
 use plimsoll_core::meter::Measured;
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::policy::Dialect;

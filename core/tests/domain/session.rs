@@ -52,10 +52,7 @@ fn a_call_goes_to_its_routes_backend_with_its_model_and_bound() {
     let call = call(&snapshot(), &head(), body);
     assert_eq!(call.passage.cluster, "openai-key");
     assert_eq!(call.passage.path, "/v1/chat/completions");
-    assert_eq!(
-        (call.route(), call.tier(), call.model.as_str()),
-        ("assistant", "premium", "gpt-5.2")
-    );
+    assert_eq!((call.route(), call.tier(), call.model.as_str()), ("assistant", "premium", "gpt-5.2"));
     assert_eq!(call.limits, vec![limit("month", Unit::Usd).key(&name("finance/invoices"))]);
     assert_eq!(call.enforcement, Enforcement::Enforce);
     // Input bound: the body's bytes; output: the route's 2048, less than the model's.

@@ -393,6 +393,24 @@ impl World {
         }
     }
 
+    /// The clocks move on by `ms` at once: what was under way arrives that much later. Then the ledger folds what
+    /// ended windows leave, as its server does beside the steps.
+    pub fn skip(&mut self, ms: i64) {
+        self.now += ms;
+        self.send_policy();
+        self.fold();
+        self.run(30);
+    }
+
+    /// Folds all that may be folded. Returns how many parts that was.
+    pub fn fold(&mut self) -> usize {
+        let (balances, epochs) = (self.store.balances.clone(), self.store.epochs.clone());
+        let mut rows = Rows { balances, epochs, ..Rows::default() };
+        let folded = rows.fold_ended(UnixMs(self.now));
+        self.store.balances = rows.balances;
+        folded
+    }
+
     fn tick(&mut self, n: usize) {
         let now = self.time(n);
         let arrives = self.now + DELAY_MS;
@@ -507,6 +525,10 @@ impl World {
                 node.link.down.push_back((self.now + DELAY_MS, message));
             }
         }
+    }
+
+    pub fn went_back(&self) -> bool {
+        self.ledger.went_back()
     }
 
     /// I1, by the books and by the provider's bill.

@@ -51,7 +51,12 @@ mod tests {
         });
         let config = Config::read(config.to_string().as_bytes()).unwrap();
         let shared = crate::process::share(config).unwrap();
-        let limit = LimitKey::new(ObjectName::new("finance", "all"), "total".into(), Unit::Requests, "Total@UTC".into());
+        let limit = LimitKey::new(
+            ObjectName::new("finance", "all"),
+            "total".into(),
+            Unit::Requests,
+            "Total@UTC".into(),
+        );
         let always = Bounds { start: UnixMs(0), end: UnixMs::NEVER };
         shared.gateway.set_policy([limit.clone()], [("Total@UTC".to_owned(), vec![always])]);
         let (limits, reserve) = ([limit], Charge { requests: 1, ..Charge::default() });

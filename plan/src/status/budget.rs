@@ -6,9 +6,10 @@ use crate::compile::budget::block_percent;
 use crate::plan::{BudgetPlan, Plan};
 use plimsoll_api::budget::{Action, GatewayCount, LimitStatus, Stage, Trigger, Unpriced, WindowStatus};
 use plimsoll_api::{AIBudget, AIBudgetStatus};
-use plimsoll_core::account::{AccountKey, Amount, LimitKey};
+use plimsoll_core::account::{AccountKey, Amount, LimitKey, Unit};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::ledger::Terms;
+use plimsoll_core::money::NanoUsd;
 use plimsoll_core::policy::{Body, Budget, Enforcement, Namespaces, PolicyKey};
 use plimsoll_core::window::WindowSpec;
 
@@ -61,7 +62,9 @@ struct Standing {
     /// `limit month: 500.00 of 500.00 USD used`, and when that ends; where calls are blocked.
     blocked: Option<String>,
     /// More was settled than there is.
-    overrun: bool,
+    overspent: bool,
+    /// `limit month: calls cost 0.42 USD more than was reserved for them`.
+    overrun: Option<String>,
 }
 
 fn standing(
@@ -98,7 +101,16 @@ fn standing(
         unaccounted: (spent.unaccounted != Amount::ZERO).then(|| unit.show(spent.unaccounted)),
         counted_since: spent.counted_since.map(time),
     };
-    Some(Standing { status, enforcement, blocked, overrun: spent.settled > amount })
+    let overrun = (spent.overrun > Amount::ZERO).then(|| {
+        // To the last digit: a single call's is often below a cent.
+        let more = match unit {
+            Unit::Usd => NanoUsd(spent.overrun.0).to_string(),
+            Unit::Tokens | Unit::Requests => unit.show(spent.overrun),
+        };
+        let unit_name = unit.as_str();
+        format!("limit {}: calls cost {more} {unit_name} more than was reserved for them", key.limit)
+    });
+    Some(Standing { status, enforcement, blocked, overspent: spent.settled > amount, overrun })
 }
 
 /// The stages that `spent` has reached, ascending, with the Block at 100 percent that is always there.
@@ -133,19 +145,31 @@ fn within(limits: &[Standing]) -> Draft {
         return Draft::new("WithinBudget", true, "NotInForce", "no limit is in force; see Stalled");
     }
     let blocked: Vec<&Standing> = limits.iter().filter(|standing| standing.blocked.is_some()).collect();
+    // DESIGN I1: what can break the promise is named, also while there is room.
+    let overruns = limits.iter().filter(|standing| standing.enforcement == Enforcement::Enforce);
+    let overruns = overruns.filter_map(|standing| standing.overrun.clone()).collect::<Vec<_>>().join("; ");
     let Some(first) = blocked.first() else {
-        return Draft::new("WithinBudget", true, "WithinBudget", "every limit has room");
+        if overruns.is_empty() {
+            return Draft::new("WithinBudget", true, "WithinBudget", "every limit has room");
+        }
+        return Draft::new("WithinBudget", true, "Overrun", format!("every limit has room; {overruns}"));
     };
     let what = blocked.iter().filter_map(|standing| standing.blocked.clone()).collect::<Vec<_>>().join("; ");
     let effect = match first.enforcement {
         Enforcement::Enforce => "calls are refused",
         Enforcement::Observe => "calls pass (enforcement: Observe)",
     };
-    if blocked.iter().any(|standing| standing.overrun && standing.enforcement == Enforcement::Enforce) {
-        let message = format!("{what}; {effect}. A call cost more than its reserve, or the amount fell.");
-        return Draft::new("WithinBudget", false, "Overrun", message);
-    }
-    Draft::new("WithinBudget", false, "BudgetExceeded", format!("{what}; {effect}"))
+    let overspent = |standing: &&Standing| standing.overspent && standing.enforcement == Enforcement::Enforce;
+    let is_overspent = blocked.iter().any(overspent);
+    let message = match (is_overspent, overruns.is_empty()) {
+        (true, true) => {
+            format!("{what}; {effect}. The amount fell below what was spent, or the ledger lost commits.")
+        }
+        (false, true) => format!("{what}; {effect}"),
+        (_, false) => format!("{what}; {effect}; {overruns}"),
+    };
+    let reason = if is_overspent { "Overrun" } else { "BudgetExceeded" };
+    Draft::new("WithinBudget", false, reason, message)
 }
 
 fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: &Applied) -> Draft {

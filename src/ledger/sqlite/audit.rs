@@ -83,8 +83,10 @@ pub async fn check(path: &Path) -> Result<Vec<Discrepancy>, StoreError> {
         .fetch_optional(&mut *transaction)
         .await
         .map_err(failed)?;
-    let sums: Vec<(String, i64, i64, i64)> = sqlx::query_as(
-        "SELECT account.key, sum(usd), sum(tokens), sum(requests) FROM (
+    // In two halves each: SQLite's sum of integers fails where it is too large.
+    let sums: Vec<(String, i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
+        "SELECT account.key, sum(usd >> 32), sum(usd & 4294967295), sum(tokens >> 32), sum(tokens & 4294967295),
+             sum(requests >> 32), sum(requests & 4294967295) FROM (
              SELECT value AS account, usd, tokens, requests FROM usage_row, json_each(accounts)
              UNION ALL
              SELECT value, usd, tokens, requests FROM usage_row, json_each(observed_accounts)
@@ -96,14 +98,16 @@ pub async fn check(path: &Path) -> Result<Vec<Discrepancy>, StoreError> {
     let books = balances::books(&mut transaction, path).await?;
     transaction.rollback().await.map_err(failed)?;
     let mut summed = BTreeMap::new();
-    for (key, usd, tokens, requests) in sums {
+    for (key, usd_high, usd_low, tokens_high, tokens_low, requests_high, requests_low) in sums {
         let account = balances::account(&key, path)?;
-        let sum = match account.limit.unit {
-            Unit::Usd => usd,
-            Unit::Tokens => tokens,
-            Unit::Requests => requests,
+        let (high, low) = match account.limit.unit {
+            Unit::Usd => (usd_high, usd_low),
+            Unit::Tokens => (tokens_high, tokens_low),
+            Unit::Requests => (requests_high, requests_low),
         };
-        summed.insert(account, Amount(sum));
+        // As a balance, it stops at the largest.
+        let sum = (i128::from(high) << 32) + i128::from(low);
+        summed.insert(account, Amount(i64::try_from(sum).unwrap_or(i64::MAX)));
     }
     let mut found = Vec::new();
     for (account, balance) in books.balances {

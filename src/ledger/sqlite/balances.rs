@@ -40,7 +40,7 @@ pub(super) async fn read(
         return Ok(rows);
     }
     let balances: Vec<BalanceRow> = sqlx::query_as(
-        "SELECT account.key, settled, unaccounted, counted_since, would_refuse
+        "SELECT account.key, settled, unaccounted, counted_since, would_refuse, overrun
          FROM json_each(?) AS wanted
          CROSS JOIN account ON account.key = wanted.value
          CROSS JOIN balance ON balance.account = account.id",
@@ -68,7 +68,7 @@ pub(super) async fn read(
 pub(super) async fn books(connection: &mut SqliteConnection, path: &Path) -> Result<Books, StoreError> {
     let failed = |error| open::explain(path, error);
     let balances: Vec<BalanceRow> = sqlx::query_as(
-        "SELECT account.key, settled, unaccounted, counted_since, would_refuse
+        "SELECT account.key, settled, unaccounted, counted_since, would_refuse, overrun
          FROM balance JOIN account ON account.id = balance.account",
     )
     .fetch_all(&mut *connection)
@@ -86,7 +86,7 @@ pub(super) async fn books(connection: &mut SqliteConnection, path: &Path) -> Res
     Ok(Books { balances: assemble(balances, holdings, path)?, epochs })
 }
 
-type BalanceRow = (String, i64, i64, i64, i64);
+type BalanceRow = (String, i64, i64, i64, i64, i64);
 type HoldingRow = (String, String, i64, i64, i64);
 
 fn assemble(
@@ -95,12 +95,13 @@ fn assemble(
     path: &Path,
 ) -> Result<BTreeMap<AccountKey, Balance>, StoreError> {
     let mut assembled = BTreeMap::new();
-    for (key, settled, unaccounted, counted_since, would_refuse) in balances {
+    for (key, settled, unaccounted, counted_since, would_refuse, overrun) in balances {
         let balance = Balance {
             settled: Amount(settled),
             unaccounted: Amount(unaccounted),
             counted_since: UnixMs(counted_since),
             would_refuse: would_refuse.cast_unsigned(),
+            overrun: Amount(overrun),
             held: BTreeMap::new(),
         };
         assembled.insert(account(&key, path)?, balance);
@@ -119,10 +120,10 @@ async fn read_epochs(
     path: &Path,
 ) -> Result<BTreeMap<Epoch, EpochRecord>, StoreError> {
     let failed = |error| open::explain(path, error);
-    let rows: Vec<(String, String, i64, i64, i64)> = sqlx::query_as(
-        "SELECT epoch, gateway, through, state, heard FROM epoch WHERE state < 2
+    let rows: Vec<(String, String, i64, i64, i64, bool)> = sqlx::query_as(
+        "SELECT epoch, gateway, through, state, heard, undeclared FROM epoch WHERE state < 2
          UNION ALL
-         SELECT epoch, gateway, through, state, heard FROM epoch
+         SELECT epoch, gateway, through, state, heard, undeclared FROM epoch
          WHERE state = 2 AND epoch IN (SELECT value FROM json_each(?))",
     )
     .bind(json(&texts(named)).map_err(failed)?)
@@ -130,13 +131,14 @@ async fn read_epochs(
     .await
     .map_err(failed)?;
     let mut epochs = BTreeMap::new();
-    for (text, gateway, through, state, heard) in rows {
+    for (text, gateway, through, state, heard, undeclared) in rows {
         let state = match state {
             0 => EpochState::Live,
             1 => EpochState::Lost,
             _ => EpochState::Closed,
         };
-        let record = EpochRecord { gateway, through: through.cast_unsigned(), state, heard: UnixMs(heard) };
+        let (through, heard) = (through.cast_unsigned(), UnixMs(heard));
+        let record = EpochRecord { gateway, through, state, heard, undeclared };
         epochs.insert(epoch(&text, path)?, record);
     }
     Ok(epochs)
@@ -156,9 +158,16 @@ pub(super) async fn save(
     for key in &rows.changed_balances {
         // A step never takes a balance away; `forget` does.
         let Some(balance) = rows.balances.get(key) else { continue };
-        let Balance { settled, unaccounted, counted_since, would_refuse, held } = balance;
+        let Balance { settled, unaccounted, counted_since, would_refuse, overrun, held } = balance;
         let key_text = key.to_string();
-        balances.push((key_text.clone(), settled, unaccounted, counted_since, would_refuse.cast_signed()));
+        balances.push((
+            key_text.clone(),
+            settled,
+            unaccounted,
+            counted_since,
+            would_refuse.cast_signed(),
+            overrun,
+        ));
         let held_before = before.get(key).map(|balance| &balance.held);
         for (epoch, part) in held {
             if held_before.and_then(|held| held.get(epoch)) != Some(part) {
@@ -171,11 +180,11 @@ pub(super) async fn save(
     }
     if !balances.is_empty() {
         sqlx::query(
-            "INSERT INTO balance (account, settled, unaccounted, counted_since, would_refuse)
-             SELECT account.id, value->>1, value->>2, value->>3, value->>4
+            "INSERT INTO balance (account, settled, unaccounted, counted_since, would_refuse, overrun)
+             SELECT account.id, value->>1, value->>2, value->>3, value->>4, value->>5
              FROM json_each(?) CROSS JOIN account ON account.key = value->>0 WHERE true
              ON CONFLICT (account) DO UPDATE SET settled = excluded.settled, unaccounted = excluded.unaccounted,
-                 counted_since = excluded.counted_since, would_refuse = excluded.would_refuse",
+                 counted_since = excluded.counted_since, would_refuse = excluded.would_refuse, overrun = excluded.overrun",
         )
         .bind(json(&balances)?)
         .execute(&mut *connection)
@@ -211,23 +220,23 @@ async fn save_epochs(connection: &mut SqliteConnection, rows: &Rows) -> Result<(
     let changed = rows.changed_epochs.iter().filter_map(|epoch| rows.epochs.get_key_value(epoch));
     let changed: Vec<_> = changed
         .map(|(epoch, record)| {
-            let EpochRecord { gateway, through, state, heard } = record;
+            let EpochRecord { gateway, through, state, heard, undeclared } = record;
             let state = match state {
                 EpochState::Live => 0,
                 EpochState::Lost => 1,
                 EpochState::Closed => 2,
             };
-            (epoch.to_string(), gateway, through.cast_signed(), state, heard)
+            (epoch.to_string(), gateway, through.cast_signed(), state, heard, i64::from(*undeclared))
         })
         .collect();
     if changed.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "INSERT INTO epoch (epoch, gateway, through, state, heard)
-         SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(?) WHERE true
+        "INSERT INTO epoch (epoch, gateway, through, state, heard, undeclared)
+         SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5 FROM json_each(?) WHERE true
          ON CONFLICT (epoch) DO UPDATE SET gateway = excluded.gateway, through = excluded.through,
-             state = excluded.state, heard = excluded.heard",
+             state = excluded.state, heard = excluded.heard, undeclared = excluded.undeclared",
     )
     .bind(json(&changed)?)
     .execute(connection)

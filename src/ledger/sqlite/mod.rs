@@ -12,13 +12,14 @@ mod retention;
 mod usage;
 
 pub use audit::{Export, check, export, export_between};
-pub use retention::FORGET_AT_ONCE;
 
-use super::store::{Books, Forgotten, Identity, Store, StoreError};
+use super::store::{Books, Forgotten, Identity, Place, Store, StoreError};
 use open::Opened;
+use plimsoll_core::account::AccountKey;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::ledger::{Rows, Touched};
 use sqlx::{Connection, SqliteConnection};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -116,26 +117,12 @@ impl Store for SqliteStore {
         now: UnixMs,
         step: impl FnOnce(&mut Rows) -> T + Send,
     ) -> Result<T, StoreError> {
-        let failed = |error| open::explain(&self.path, error);
-        let done = self
-            .write(async |connection| {
-                let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-                let mut rows = balances::read(&mut transaction, touched, &self.path).await?;
-                let before = rows.balances.clone();
-                let done = step(&mut rows);
-                if is_unchanged(&rows) {
-                    transaction.rollback().await.map_err(failed)?;
-                    return Ok(done);
-                }
-                balances::save(&mut transaction, &before, &rows).await.map_err(failed)?;
-                usage::save(&mut transaction, &rows).await.map_err(failed)?;
-                balances::save_now(&mut transaction, now).await.map_err(failed)?;
-                transaction.commit().await.map_err(failed)?;
-                self.latest.fetch_max(now.0, Relaxed);
-                Ok(done)
-            })
-            .await?;
-        Ok(done)
+        self.write(async |connection| {
+            let done = transact(connection, &self.path, touched, now, step).await?;
+            self.latest.fetch_max(now.0, Relaxed);
+            Ok(done)
+        })
+        .await
     }
 
     async fn probe(&self, now: UnixMs) -> Result<(), StoreError> {
@@ -156,6 +143,10 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn ended(&self, before: UnixMs, from: Place) -> Result<(BTreeSet<AccountKey>, Place), StoreError> {
+        self.write(async |connection| retention::ended(connection, &self.path, before, from).await).await
+    }
+
     async fn forget(&self, now: UnixMs) -> Result<Forgotten, StoreError> {
         let failed = |error| open::explain(&self.path, error);
         let keep = self.max_decisions.load(Relaxed);
@@ -167,6 +158,44 @@ impl Store for SqliteStore {
         })
         .await
     }
+}
+
+/// One commit: reads the rows that `touched` names, steps, saves what changed.
+async fn transact<T>(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    touched: Touched,
+    now: UnixMs,
+    step: impl FnOnce(&mut Rows) -> T,
+) -> Result<T, StoreError> {
+    let failed = |error| open::explain(path, error);
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let mut rows = balances::read(&mut transaction, touched, path).await?;
+    let before = rows.balances.clone();
+    let done = step(&mut rows);
+    if is_unchanged(&rows) {
+        transaction.rollback().await.map_err(failed)?;
+        return Ok(done);
+    }
+    balances::save(&mut transaction, &before, &rows).await.map_err(failed)?;
+    usage::save(&mut transaction, &rows).await.map_err(failed)?;
+    balances::save_now(&mut transaction, now).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(done)
+}
+
+/// Retires `gateway` by hand after the ledger went back: what it is known to hold is unaccounted, and nobody
+/// waits for its Hello any more. The operator may run: it sees it at its next step. Returns how many of the
+/// gateway's epochs ended; none where it has said Hello, or is not known.
+///
+/// # Errors
+/// There is no such file, it is no ledger of this build, or it can't be written.
+pub async fn retire(path: &Path, gateway: &str, now: UnixMs) -> Result<usize, StoreError> {
+    let mut connection = open::beside(path).await?;
+    let touched = Touched { all_of_gateways: [gateway.to_owned()].into(), ..Touched::default() };
+    let ended = transact(&mut connection, path, touched, now, |rows| rows.retire(gateway)).await?;
+    connection.close().await.map_err(|error| open::explain(path, error))?;
+    Ok(ended)
 }
 
 fn is_unchanged(rows: &Rows) -> bool {

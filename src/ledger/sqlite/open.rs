@@ -1,9 +1,11 @@
 //! Opening the file: the lock, the schema's version, the identity, and what SQLite's errors mean.
 
 use crate::ledger::store::{Identity, StoreError};
+use crate::random;
 use plimsoll_core::ids::UnixMs;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Schemas by version, each on top of the one before. Never change one that was released.
-const SCHEMAS: [&str; 1] = [include_str!("schema-1.sql")];
+const SCHEMAS: [&str; 2] = [include_str!("schema-1.sql"), include_str!("schema-2.sql")];
 
 /// "PLIM", in the header of every ledger file.
 const APPLICATION: i64 = 0x504c_494d;
@@ -110,6 +112,26 @@ pub(super) async fn again(path: &Path, max_pages: u64) -> Result<SqliteConnectio
     options.connect().await.map_err(|error| explain(path, error))
 }
 
+/// Opens a writing connection to a ledger that an operator of this build has made, and may be running on.
+pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let failed = |error| explain(path, error);
+    // It makes no file where there is none.
+    let mut reader = reader(path).await?;
+    let number = |text| sqlx::query_scalar::<_, i64>(text);
+    let application = number("PRAGMA application_id").fetch_one(&mut reader).await.map_err(failed)?;
+    let found = number("PRAGMA user_version").fetch_one(&mut reader).await.map_err(failed)?;
+    reader.close().await.map_err(failed)?;
+    let known = i64::try_from(SCHEMAS.len()).unwrap_or(i64::MAX);
+    if application != APPLICATION {
+        return Err(StoreError::Foreign { path: path.to_owned(), found: application });
+    }
+    match found.cmp(&known) {
+        Ordering::Equal => again(path, 0).await,
+        Ordering::Greater => Err(StoreError::Newer { path: path.to_owned(), found, known }),
+        Ordering::Less => Err(StoreError::Older { path: path.to_owned(), found, known }),
+    }
+}
+
 /// Opens a connection that only reads.
 pub(super) async fn reader(path: &Path) -> Result<SqliteConnection, StoreError> {
     let options = SqliteConnectOptions::new()
@@ -122,9 +144,10 @@ pub(super) async fn reader(path: &Path) -> Result<SqliteConnection, StoreError> 
 
 async fn identity(connection: &mut SqliteConnection, path: &Path) -> Result<Identity, StoreError> {
     let failed = |error| explain(path, error);
-    for (name, bytes) in
-        [("installation", random::<16>(path)?.to_vec()), ("hmac_key", random::<32>(path)?.to_vec())]
-    {
+    let none = |source| StoreError::Open { path: path.to_owned(), source };
+    let id = random::bytes::<16>().map_err(none)?.to_vec();
+    let key = random::bytes::<32>().map_err(none)?.to_vec();
+    for (name, bytes) in [("installation", id), ("hmac_key", key)] {
         sqlx::query("INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(name)
             .bind(bytes)
@@ -149,17 +172,6 @@ async fn setting<const N: usize>(
         .map_err(|error| explain(path, error))?;
     let unreadable = |_| StoreError::Unreadable { path: path.to_owned(), what: format!("setting {name}") };
     bytes.try_into().map_err(unreadable)
-}
-
-/// Bytes from the system's generator.
-fn random<const N: usize>(path: &Path) -> Result<[u8; N], StoreError> {
-    let mut bytes = [0; N];
-    let none = |_| StoreError::Open {
-        path: path.to_owned(),
-        source: std::io::Error::other("the system's random generator gives nothing"),
-    };
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(none)?;
-    Ok(bytes)
 }
 
 /// What an error of SQLite means for the operator.

@@ -271,6 +271,8 @@ async fn move_buckets(
     if moved.is_empty() {
         return Ok(());
     }
+    // A sum that is too large becomes a float in SQLite, and would make the commit fail: it stops at the largest
+    // integer instead.
     sqlx::query(
         "INSERT INTO bucket (quarter, dimension, calls, failed, input, cached_input, cache_write, output, reasoning,
              usd, tokens, requests, best_tier_usd)
@@ -278,12 +280,18 @@ async fn move_buckets(
              value->3->>3, value->3->>4, value->4->>0, value->4->>1, value->4->>2, value->4->>3
          FROM json_each(?)
          WHERE true
-         ON CONFLICT (quarter, dimension) DO UPDATE SET calls = calls + excluded.calls,
-             failed = failed + excluded.failed, input = input + excluded.input,
-             cached_input = cached_input + excluded.cached_input, cache_write = cache_write + excluded.cache_write,
-             output = output + excluded.output, reasoning = reasoning + excluded.reasoning, usd = usd + excluded.usd,
-             tokens = tokens + excluded.tokens, requests = requests + excluded.requests,
-             best_tier_usd = best_tier_usd + excluded.best_tier_usd",
+         ON CONFLICT (quarter, dimension) DO UPDATE SET
+             calls = CAST(calls + excluded.calls AS INTEGER),
+             failed = CAST(failed + excluded.failed AS INTEGER),
+             input = CAST(input + excluded.input AS INTEGER),
+             cached_input = CAST(cached_input + excluded.cached_input AS INTEGER),
+             cache_write = CAST(cache_write + excluded.cache_write AS INTEGER),
+             output = CAST(output + excluded.output AS INTEGER),
+             reasoning = CAST(reasoning + excluded.reasoning AS INTEGER),
+             usd = CAST(usd + excluded.usd AS INTEGER),
+             tokens = CAST(tokens + excluded.tokens AS INTEGER),
+             requests = CAST(requests + excluded.requests AS INTEGER),
+             best_tier_usd = CAST(best_tier_usd + excluded.best_tier_usd AS INTEGER)",
     )
     .bind(json(&moved)?)
     .execute(connection)

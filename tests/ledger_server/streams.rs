@@ -1,194 +1,18 @@
-//! The ledger's server over real gRPC and a real SQLite file: greetings, grants, policy, failures.
+//! Greetings, grants, policy, and who is let in.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
-
-use plimsoll::ledger::{
-    LedgerHandle, LedgerState, ServerSettings, SqliteStore, Store, TlsFiles, Transport, export, start,
-};
-use plimsoll_core::account::{AccountKey, Amount, Charge, LimitKey, Unit};
-use plimsoll_core::ids::{Epoch, ObjectName, UnixMs};
-use plimsoll_core::ledger::{Rows, Terms, Touched};
+use super::fixture::*;
+use plimsoll::ledger::{SqliteStore, TlsFiles, Transport, export, start};
+use plimsoll_core::account::{Amount, Charge};
+use plimsoll_core::ids::Epoch;
 use plimsoll_core::money::NanoUsd;
-use plimsoll_core::policy::{Enforcement, PolicyKey, PolicyObject, PolicyVersion};
-use plimsoll_core::price::PriceVersion;
 use plimsoll_core::protocol::{
-    Answer, Ask, AskId, Caller, Decision, FromGateway, FromLedger, Hello, LogState, Need, NoKind, Outcome,
-    PolicyAck, PolicyDelta, Report, Totals, UsageRow, Welcome,
+    Ask, AskId, Decision, FromGateway, FromLedger, Hello, Need, NoKind, PolicyAck, Report,
 };
-use plimsoll_core::usage::Usage;
 use plimsoll_wire::proto;
-use plimsoll_wire::proto::ledger_client::LedgerClient;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Status, Streaming};
-
-const DOLLAR: i64 = 1_000_000_000;
-const SOON: Duration = Duration::from_secs(20);
-
-fn settings(transport: Transport) -> ServerSettings {
-    ServerSettings {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        transport,
-        ride_through_ms: 60_000,
-        lost_after_ms: 600_000,
-    }
-}
-
-async fn serve(path: &Path) -> LedgerHandle {
-    let ledger = start(settings(Transport::PlainText), SqliteStore::open(path).await.unwrap()).await.unwrap();
-    // The first publication lets gateways in.
-    ledger.publish(BTreeMap::new(), vec![], vec![]).await;
-    ledger
-}
-
-/// The whole of finance's money for ever.
-fn limit() -> LimitKey {
-    LimitKey::new(ObjectName::new("finance", "all"), "total".into(), Unit::Usd, "Total@UTC".into())
-}
-
-fn account() -> AccountKey {
-    AccountKey { limit: limit(), start: UnixMs(0), key: String::new() }
-}
-
-fn terms(usd: i64) -> BTreeMap<LimitKey, Terms> {
-    let amount = Amount(usd * DOLLAR);
-    [(limit(), Terms { amount, block_at: amount, enforcement: Enforcement::Enforce })].into()
-}
-
-fn object(name: &str, body: String) -> PolicyObject {
-    let key = PolicyKey::Budget(ObjectName::new("finance", name));
-    PolicyObject { key, version: PolicyVersion::of(&body), body }
-}
-
-/// A gateway that says what the test makes it say.
-struct Gateway {
-    say: mpsc::Sender<proto::GatewayMessage>,
-    heard: Streaming<proto::LedgerMessage>,
-}
-
-impl Gateway {
-    async fn connect(channel: Channel) -> Result<Self, Status> {
-        let (say, said) = mpsc::channel(64);
-        let mut client = LedgerClient::new(channel).max_decoding_message_size(64 << 20);
-        let heard = client.connect(ReceiverStream::new(said)).await?.into_inner();
-        Ok(Self { say, heard })
-    }
-
-    async fn greet(channel: Channel, id: &str, epoch: u128, totals: Vec<Totals>) -> (Self, Welcome) {
-        let mut gateway = Self::connect(channel).await.unwrap();
-        gateway.say(hello(id, epoch, totals)).await;
-        let FromLedger::Welcome(welcome) = gateway.hear().await.unwrap() else { panic!("no Welcome first") };
-        (gateway, welcome)
-    }
-
-    async fn say(&self, message: FromGateway) {
-        self.say.send(message.into()).await.unwrap();
-    }
-
-    async fn hear(&mut self) -> Result<FromLedger, Status> {
-        let message = timeout(SOON, self.heard.message()).await.expect("the ledger says nothing")?;
-        let message = message.ok_or_else(|| Status::ok("the stream ended"))?;
-        Ok(message.try_into().unwrap())
-    }
-
-    /// The next answer for which `found`.
-    async fn answer(&mut self, found: impl Fn(&Answer) -> bool) -> Answer {
-        loop {
-            match self.hear().await.unwrap() {
-                FromLedger::Answer(answer) if found(&answer) => return answer,
-                _ => {}
-            }
-        }
-    }
-
-    async fn delta(&mut self) -> PolicyDelta {
-        loop {
-            if let FromLedger::PolicyDelta(delta) = self.hear().await.unwrap() {
-                return delta;
-            }
-        }
-    }
-
-    /// Ends its side; everything said before has reached the ledger's task when the other side ends too.
-    async fn end(self) {
-        let Self { say, mut heard } = self;
-        drop(say);
-        while timeout(SOON, heard.message()).await.unwrap().is_ok_and(|message| message.is_some()) {}
-    }
-
-    async fn ended(&mut self) -> Status {
-        loop {
-            if let Err(status) = self.hear().await {
-                return status;
-            }
-        }
-    }
-}
-
-fn hello(id: &str, epoch: u128, totals: Vec<Totals>) -> FromGateway {
-    let log = if totals.is_empty() { LogState::New } else { LogState::Intact };
-    FromGateway::Hello(Hello {
-        gateway: id.into(),
-        epoch: Epoch(epoch),
-        log,
-        totals,
-        sequence: 0,
-        policy: vec![],
-    })
-}
-
-fn ask(id: u64, nanos: i64) -> FromGateway {
-    let need = Need { account: account(), reserve: Amount(nanos), short: Amount(nanos) };
-    FromGateway::Ask(Ask { id: AskId(id), needs: vec![need], wait_ms: 1_000 })
-}
-
-fn totals(granted: i64, returned: i64, settled: i64) -> Totals {
-    Totals {
-        account: account(),
-        granted: Amount(granted),
-        returned: Amount(returned),
-        settled: Amount(settled),
-        reserved: Amount(0),
-        rate: Amount(0),
-        w_max: Amount(DOLLAR / 100),
-        recall_seen: 0,
-    }
-}
-
-fn row(sequence: u64, nanos: i64, now: UnixMs) -> UsageRow {
-    UsageRow {
-        sequence,
-        settled_sequence: sequence + 1,
-        request_id: format!("r{sequence}"),
-        attempt: 0,
-        paused_at: now,
-        admitted_at: now,
-        settled_at: now,
-        accounts: vec![account()],
-        observed: vec![],
-        caller: Caller { namespace: "finance".into(), ..Caller::default() },
-        route: "assistant".into(),
-        tier: "standard".into(),
-        backend: ObjectName::new("plimsoll-system", "openai"),
-        model: "m".into(),
-        usage: Usage::default(),
-        charge: Charge { usd: NanoUsd(nanos), tokens: 1, requests: 1 },
-        reserve: Charge { usd: NanoUsd(nanos), tokens: 1, requests: 1 },
-        best_tier_cost: NanoUsd(nanos),
-        price_version: PriceVersion(1),
-        outcome: Outcome::Completed,
-    }
-}
-
-async fn channel(ledger: &LedgerHandle) -> Channel {
-    Endpoint::from_shared(format!("http://{}", ledger.address())).unwrap().connect().await.unwrap()
-}
 
 #[tokio::test]
 async fn a_gateway_is_welcomed_granted_and_charged() {
@@ -388,42 +212,6 @@ async fn a_thousand_gateways_say_hello_at_once() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_a_clear_state_and_nothing_is_granted_until_there_is_room() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(SqliteStore::open(dir.path().join("l")).await.unwrap());
-    let ledger = start(settings(Transport::PlainText), Shared(Arc::clone(&store))).await.unwrap();
-    ledger.publish(terms(5), vec![], vec![]).await;
-    let (mut gateway, first) = Gateway::greet(channel(&ledger).await, "gw", 1, vec![]).await;
-    gateway.say(ask(1, DOLLAR)).await;
-    let granted = gateway.answer(|answer| answer.earmarks == [AskId(1)]).await.grants[0].granted;
-    // As many pages as it has: the next row that needs one fails.
-    store.set_max_pages(1).await;
-    let mut state = ledger.state();
-    let rows: Vec<_> = (0..2_000).map(|n| row(2 * n + 1, 1, ledger.now())).collect();
-    let through = 2 * 2_000;
-    let report =
-        Report { totals: vec![totals(granted.0, 0, 2_000)], rows, after: 0, through, refills: vec![] };
-    gateway.say(FromGateway::Report(report.clone())).await;
-    let status = gateway.ended().await;
-    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
-    let failed =
-        timeout(SOON, state.wait_for(|state| *state != LedgerState::Serving)).await.unwrap().unwrap().clone();
-    let LedgerState::Failed { why } = failed else { panic!("{failed:?}") };
-    assert!(why.contains("full"), "{why}");
-
-    store.set_max_pages(0).await;
-    timeout(SOON, state.wait_for(|state| *state == LedgerState::Serving)).await.unwrap().unwrap();
-    let (mut gateway, again) =
-        Gateway::greet(channel(&ledger).await, "gw", 1, vec![totals(granted.0, 0, 0)]).await;
-    assert_ne!(again.incarnation, first.incarnation, "noes of the life that failed are void");
-    assert_eq!((again.durable, again.holdings[0].granted, again.went_back), (0, granted, false));
-    gateway.say(FromGateway::Report(report)).await;
-    gateway.answer(|answer| answer.durable == through).await;
-    assert_eq!(store.check().await.unwrap(), []);
-    ledger.shutdown().await;
-}
-
-#[tokio::test]
 async fn a_gateway_that_comes_back_before_the_first_plan_keeps_its_policy_and_its_slices() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("l");
@@ -469,57 +257,6 @@ async fn a_gateway_that_comes_back_before_the_first_plan_keeps_its_policy_and_it
             FromLedger::Welcome(_) => panic!("welcomed twice"),
         }
     }
-    ledger.shutdown().await;
-}
-
-/// A store that the test keeps a hand on.
-struct Shared(Arc<SqliteStore>);
-
-impl Store for Shared {
-    fn identity(&self) -> &plimsoll::ledger::Identity {
-        self.0.identity()
-    }
-    fn latest(&self) -> UnixMs {
-        self.0.latest()
-    }
-    async fn commit<T: Send>(
-        &self,
-        touched: Touched,
-        now: UnixMs,
-        step: impl FnOnce(&mut Rows) -> T + Send,
-    ) -> Result<T, plimsoll::ledger::StoreError> {
-        self.0.commit(touched, now, step).await
-    }
-    async fn probe(&self, now: UnixMs) -> Result<(), plimsoll::ledger::StoreError> {
-        self.0.probe(now).await
-    }
-    async fn books(&self) -> Result<plimsoll::ledger::Books, plimsoll::ledger::StoreError> {
-        self.0.books().await
-    }
-    async fn forget(
-        &self,
-        now: UnixMs,
-    ) -> Result<plimsoll::ledger::store::Forgotten, plimsoll::ledger::StoreError> {
-        self.0.forget(now).await
-    }
-}
-
-#[tokio::test]
-async fn a_ledger_that_was_restored_from_a_backup_says_that_it_went_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let ledger = serve(&dir.path().join("l")).await;
-    ledger.set_limits(terms(5)).await;
-    let (_other, _) = Gateway::greet(channel(&ledger).await, "other", 2, vec![]).await;
-    ledger.shutdown().await;
-    let ledger = serve(&dir.path().join("l")).await;
-    ledger.set_limits(terms(5)).await;
-    let (_gateway, welcome) =
-        Gateway::greet(channel(&ledger).await, "gw", 1, vec![totals(DOLLAR, 0, 0)]).await;
-    assert!(welcome.went_back);
-    let mut state = ledger.state();
-    timeout(SOON, state.wait_for(|state| *state == LedgerState::WentBack)).await.unwrap().unwrap();
-    let (_other, _) = Gateway::greet(channel(&ledger).await, "other", 2, vec![]).await;
-    timeout(SOON, state.wait_for(|state| *state == LedgerState::Serving)).await.unwrap().unwrap();
     ledger.shutdown().await;
 }
 
@@ -589,4 +326,41 @@ async fn is_refused(channel: Channel) -> bool {
     // TLS 1.3 tells the client only after its first words.
     let _ = gateway.say.send(hello("stranger", 9, vec![]).into()).await;
     gateway.hear().await.is_err()
+}
+
+#[tokio::test]
+async fn a_call_that_cost_more_than_its_reserve_is_named_once_and_the_next_grant_pays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let ledger = serve(&path).await;
+    ledger.set_limits(terms(1_000)).await;
+    let (mut gateway, _) = Gateway::greet(channel(&ledger).await, "gw", 1, vec![]).await;
+    gateway.say(ask(1, DOLLAR)).await;
+    let granted = gateway.answer(|answer| answer.earmarks == [AskId(1)]).await.grants[0].granted.0;
+    let mut dear = row(1, DOLLAR, ledger.now());
+    dear.charge.usd = NanoUsd(granted + 7);
+    let report = Report {
+        totals: vec![totals(granted, 0, granted + 7)],
+        rows: vec![dear, row(3, 0, ledger.now())],
+        after: 0,
+        through: 4,
+        refills: vec![],
+    };
+    let overrun = Amount(granted + 7 - DOLLAR);
+    let mut moved = ledger.spend().changed();
+    // A report that comes twice is counted once.
+    gateway.say(FromGateway::Report(report.clone())).await;
+    gateway.say(FromGateway::Report(report)).await;
+    // Its slice is 7 in debt: that is short as well.
+    let need = Need { account: account(), reserve: Amount(DOLLAR), short: Amount(DOLLAR + 7) };
+    gateway.say(FromGateway::Ask(Ask { id: AskId(2), needs: vec![need], wait_ms: 1_000 })).await;
+    let answer = gateway.answer(|answer| answer.earmarks == [AskId(2)]).await;
+    assert!(answer.grants[0].granted >= Amount(granted + DOLLAR + 7));
+    while ledger.spend().get(&account()).unwrap().overrun != overrun {
+        timeout(SOON, moved.changed()).await.unwrap().unwrap();
+    }
+    ledger.shutdown().await;
+    let ledger = serve(&path).await;
+    assert_eq!(ledger.spend().get(&account()).unwrap().overrun, overrun, "a restart forgets nothing");
+    ledger.shutdown().await;
 }
