@@ -162,7 +162,7 @@ static_resources:
           \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: bare
           use_remote_address: true
-          internal_address_config: {{}}
+          internal_address_config: {{cidr_ranges: [{{address_prefix: 255.255.255.255, prefix_len: 32}}]}}
           preserve_external_request_id: false
           skip_xff_append: true
           server_header_transformation: PASS_THROUGH
