@@ -91,6 +91,8 @@ pub struct Call {
     pub price_version: PriceVersion,
     /// The changes to the body, ascending and disjoint; empty: send it as it came.
     pub edits: Vec<Edit>,
+    /// The output bound that stands in place of the client's own, larger one; absent: that stands, or there was none.
+    pub lowered: Option<u64>,
     /// The client did not ask for usage in its stream, so what that adds is ours to remove
     /// ([`crate::meter::Stripper`]).
     pub strip_usage: bool,
@@ -251,6 +253,8 @@ fn verdict(
     }
     let rates = chosen.model.rates.filter(|_| unpriced.is_none());
     let most = most_output(&request, &chosen, installation);
+    let lowered = (enforcement == Enforcement::Enforce && request.max_output().is_some_and(|own| own > most))
+        .then_some(most);
     let edits = request.edits(&chosen.model.name, (enforcement == Enforcement::Enforce).then_some(most));
     let backend = &chosen.backend.body;
     Ok(Verdict::Send(Box::new(Call {
@@ -269,6 +273,7 @@ fn verdict(
             .map_or_else(PriceVersion::default, |_| chosen.backend.price_version(&chosen.model.name)),
         rates,
         edits,
+        lowered,
         strip_usage: request.stream && !request.asks_usage(),
         timeout_ms: chosen
             .route

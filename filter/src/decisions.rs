@@ -32,6 +32,14 @@ impl Decisions {
         0
     }
 
+    /// Adds the record of a call that was sent, while half of the places are free: refusals go first.
+    pub fn offer(&self, decision: impl FnOnce() -> Decision) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < self.most / 2 {
+            queue.push_back(decision());
+        }
+    }
+
     /// Records that wait.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub unbudgeted: Counter,
     /// Requests that passed unmetered.
     pub passed: Counter,
+    /// Calls whose own output bound was lowered.
+    pub lowered: Counter,
     /// Refusals by code.
     pub refused: Family<Kind, Counter>,
     /// Calls that had to wait for the ledger.
@@ -77,6 +79,8 @@ impl Metrics {
         let sent: Counter = register!("sent", "Calls sent to a backend and metered");
         let unbudgeted: Counter = register!("unbudgeted", "Calls sent that no budget matches");
         let passed: Counter = register!("passed", "Requests passed on unmetered");
+        let lowered: Counter =
+            register!("lowered", "Calls sent with a lower output bound than the client's own");
         let refused: Family<Kind, Counter> = register!("refused", "Refused calls by code");
         let paused: Counter = register!("paused", "Calls that waited for the ledger");
         let waiting: Gauge = register!("waiting", "Calls that wait for the ledger now");
@@ -100,6 +104,7 @@ impl Metrics {
             sent,
             unbudgeted,
             passed,
+            lowered,
             refused,
             paused,
             waiting,

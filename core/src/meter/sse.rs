@@ -56,6 +56,11 @@ impl Lines {
         }
     }
 
+    /// Whether nothing is carried over.
+    pub(super) fn is_empty(&self) -> bool {
+        self.carry.is_empty()
+    }
+
     /// The last line, if the stream did not end it.
     pub(super) fn finish(&mut self, each: impl FnOnce(Line<'_>)) {
         let last = std::mem::take(&mut self.carry);

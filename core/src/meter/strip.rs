@@ -23,6 +23,12 @@ impl Stripper {
         lines.push(chunk, |line| strip(&line, after_event, out));
     }
 
+    /// Whether nothing is held back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     /// What is left at the stream's end: appended to `out`.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let Self { lines, after_event } = self;

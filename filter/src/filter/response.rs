@@ -52,6 +52,9 @@ impl Filter {
             respond(stream, "x-plimsoll-request-id", sent.head.request_id());
             respond(stream, "x-plimsoll-backend", &sent.call.backend.name.to_string());
             respond(stream, "x-plimsoll-budgets", &budgets(&sent.call.limits));
+            if let Some(most) = sent.call.lowered {
+                respond(stream, "x-plimsoll-max-tokens", &most.to_string());
+            }
             respond(stream, "x-plimsoll-price-version", &format!("{:016x}", sent.call.price_version.0));
         }
         if end {
@@ -73,16 +76,27 @@ impl Filter {
     /// A part of the answer's body.
     pub fn response_body(&self, stream: &mut Stream<'_>, end: bool) {
         let Some(mut sent) = self.take_sent() else { return };
-        if let Some(meter) = &mut sent.meter {
-            stream.each_piece(Body::Response, |piece| meter.push(piece));
-        }
-        if let Some(stripper) = &mut sent.stripper {
-            let mut kept = Vec::with_capacity(stream.body_size(Body::Response));
-            stream.each_piece(Body::Response, |piece| stripper.push(piece, &mut kept));
-            if end {
-                stripper.finish(&mut kept);
+        let InFlight { meter, stripper, .. } = &mut *sent;
+        match (meter, stripper) {
+            (Some(meter), Some(stripper)) => {
+                let size = stream.body_size(Body::Response);
+                let held = !stripper.is_empty();
+                let mut kept = Vec::with_capacity(size);
+                stream.each_piece(Body::Response, |piece| {
+                    meter.push(piece);
+                    stripper.push(piece, &mut kept);
+                });
+                if end {
+                    stripper.finish(&mut kept);
+                }
+                // It only takes out, or holds back: as many bytes are the same bytes.
+                if held || kept.len() != size {
+                    stream.replace_body(Body::Response, &kept);
+                }
             }
-            stream.replace_body(Body::Response, &kept);
+            (Some(meter), None) => stream.each_piece(Body::Response, |piece| meter.push(piece)),
+            // A failure is not metered, and what is not metered has nothing of ours in it.
+            (None, _) => {}
         }
         if end {
             let ended = self.answered(&sent);

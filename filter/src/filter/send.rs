@@ -6,6 +6,7 @@ use super::{Captured, Filter, Next, State};
 use crate::abi::{Body, Headers, Stream};
 use plimsoll_core::account::{AccountKey, LimitKey};
 use plimsoll_core::ids::UnixMs;
+use plimsoll_core::protocol::Decision;
 use plimsoll_core::refusal::Refusal;
 use plimsoll_core::session::{Call, Passage};
 use plimsoll_core::slice::Reservation;
@@ -46,6 +47,9 @@ impl Filter {
             }
         }
         self.shared.metrics.sent.inc();
+        if call.lowered.is_some() {
+            self.tell_lowered(&call, &head, paused_at, now);
+        }
         self.shared.metrics.unbudgeted.inc_by(u64::from(call.limits.is_empty() && call.observed.is_empty()));
         direct(stream, &call.passage, &head);
         if head.accepts_encoding {
@@ -58,6 +62,24 @@ impl Filter {
         }
         self.put(State::InFlight(Box::new(InFlight::new(call, owed, head))));
         Next::Continue
+    }
+}
+
+impl Filter {
+    /// A call whose client asked for more than it may have is sent all the same: that is a decision to explain.
+    fn tell_lowered(&self, call: &Call, head: &Captured, paused_at: UnixMs, now: UnixMs) {
+        self.shared.metrics.lowered.inc();
+        self.shared.decisions.offer(|| Decision {
+            request_id: head.request_id().to_owned(),
+            account: None,
+            // Its accounts stand in its row; here they would count as waiting.
+            accounts: Vec::new(),
+            stage: String::new(),
+            reason: "max_tokens_lowered".to_owned(),
+            reserve: call.reserve,
+            paused_at,
+            answered_at: now,
+        });
     }
 }
 

@@ -24,6 +24,27 @@ fn a_json_call_is_routed_rewritten_metered_and_settled_to_the_nano_dollar() {
 }
 
 #[test]
+fn a_call_that_asks_for_more_than_it_may_have_is_lowered_and_told_so() {
+    let world = enforcing(1_000_000);
+    let asks = |most: u32| HELLO.replacen('{', &format!("{{\"max_completion_tokens\":{most},"), 1);
+    for (body, told) in [(HELLO.to_owned(), None), (asks(999), None), (asks(1_001), Some("1000"))] {
+        let answer = world.chat("json", &body);
+        assert_eq!((answer.status, answer.header("x-plimsoll-max-tokens")), (200, told), "{body}");
+    }
+    assert_eq!(world.provider.got().pop().unwrap().json()["max_completion_tokens"], 1_000);
+    let row = world.rows(3).pop().unwrap();
+    wait_until("the decision", SOON, || {
+        let decisions = world.ledger.decisions();
+        let [decision] = &decisions[..] else { return Err(format!("{decisions:?}")) };
+        assert_eq!((&decision.reason[..], &decision.request_id), ("max_tokens_lowered", &row.request_id));
+        assert_eq!((decision.account.as_ref(), decision.accounts.len()), (None, 0));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(world.metric("plimsoll_gateway_lowered_total"), "plimsoll_gateway_lowered_total 1");
+}
+
+#[test]
 fn a_stream_is_never_held_and_its_usage_event_is_ours() {
     let world = enforcing(1_000_000);
     let answer = world.chat("sse", STREAM);
