@@ -253,9 +253,16 @@ fn verdict(
     }
     let rates = chosen.model.rates.filter(|_| unpriced.is_none());
     let most = most_output(&request, &chosen, installation);
-    let lowered = (enforcement == Enforcement::Enforce && request.max_output().is_some_and(|own| own > most))
-        .then_some(most);
-    let edits = request.edits(&chosen.model.name, (enforcement == Enforcement::Enforce).then_some(most));
+    let bound = match enforcement {
+        Enforcement::Enforce => Some(most),
+        // A route's bound is the route's rule: it needs no budget.
+        Enforcement::Observe => chosen
+            .route
+            .and_then(|route| route.body.max_output_tokens)
+            .filter(|_| installation.mode == Enforcement::Enforce),
+    };
+    let lowered = bound.filter(|bound| request.max_output().is_some_and(|own| own > *bound));
+    let edits = request.edits(&chosen.model.name, bound);
     let backend = &chosen.backend.body;
     Ok(Verdict::Send(Box::new(Call {
         passage: Passage {

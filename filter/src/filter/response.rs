@@ -52,10 +52,10 @@ impl Filter {
             respond(stream, "x-plimsoll-request-id", sent.head.request_id());
             respond(stream, "x-plimsoll-backend", &sent.call.backend.name.to_string());
             respond(stream, "x-plimsoll-budgets", &budgets(&sent.call.limits));
-            if let Some(most) = sent.call.lowered {
-                respond(stream, "x-plimsoll-max-tokens", &most.to_string());
-            }
             respond(stream, "x-plimsoll-price-version", &format!("{:016x}", sent.call.price_version.0));
+        }
+        if let Some(most) = sent.call.lowered {
+            respond(stream, "x-plimsoll-max-tokens", &most.to_string());
         }
         if end {
             let ended = self.answered(&sent);
