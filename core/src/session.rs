@@ -102,6 +102,8 @@ pub struct Call {
     pub caller: Caller,
     /// The raw user id, for matching again.
     user: RawUser,
+    /// Why its cost has no bound, if so.
+    unpriced: Option<Unpriced>,
     /// The `ModelRoute`; absent for a backend's model under its own name.
     pub route: Option<Arc<RouteEntry>>,
     /// The backend.
@@ -121,12 +123,12 @@ impl fmt::Debug for RawUser {
 }
 
 impl Call {
-    /// The limits that it is charged to under `snapshot`: while it was paused the policy may have changed.
+    /// Matches it anew: while it was paused the policy may have changed. Backend, price and body stay.
     ///
     /// # Errors
-    /// [`Refusal::TooManyAccounts`].
-    pub fn limits_under(&self, snapshot: &Snapshot) -> Result<Vec<LimitKey>, Refusal> {
-        let Some(installation) = snapshot.installation() else { return Ok(Vec::new()) };
+    /// What refuses it now; it is as it was then.
+    pub fn match_again(&mut self, snapshot: &Snapshot) -> Result<(), Refusal> {
+        let installation = snapshot.installation().ok_or(Refusal::NotReady)?;
         let traits = Traits {
             namespace: &self.caller.namespace,
             feature: &self.caller.feature,
@@ -134,7 +136,13 @@ impl Call {
             route: self.route(),
             model: &self.model,
         };
-        Matched::of(snapshot, installation, &traits).limits()
+        let matched = Matched::of(snapshot, installation, &traits);
+        let limits = matched.limits()?;
+        if let Some(why) = self.unpriced {
+            matched.admits_unpriced(&self.backend.name, &self.model, why)?;
+        }
+        (self.enforcement, self.limits, self.observed) = (matched.enforcement(), limits, matched.observed());
+        Ok(())
     }
 
     /// The route's name; empty for a backend's model under its own name.
@@ -234,7 +242,7 @@ fn verdict(
         model: &chosen.model.name,
     };
     let matched = Matched::of(snapshot, installation, &traits);
-    let enforcement = if matched.enforcing.is_empty() { Enforcement::Observe } else { Enforcement::Enforce };
+    let enforcement = matched.enforcement();
     if enforcement == Enforcement::Enforce
         && let Some(invalid) = request.invalid.clone().or(dimensions.invalid.clone())
     {
@@ -249,7 +257,7 @@ fn verdict(
     let limits = matched.limits()?;
     let unpriced = unpriced(&request, chosen.model);
     if let Some(why) = unpriced {
-        matched.admits_unpriced(&chosen, why)?;
+        matched.admits_unpriced(&chosen.backend.name, &chosen.model.name, why)?;
     }
     let rates = chosen.model.rates.filter(|_| unpriced.is_none());
     let most = most_output(&request, &chosen, installation);
@@ -274,7 +282,7 @@ fn verdict(
         stream: request.stream,
         enforcement,
         limits,
-        observed: matched.observing.iter().map(|budget| budget.name.clone()).collect(),
+        observed: matched.observed(),
         reserve: reserve(&request, body.len(), most, chosen.model, rates.as_ref()),
         price_version: rates
             .map_or_else(PriceVersion::default, |_| chosen.backend.price_version(&chosen.model.name)),
@@ -287,6 +295,7 @@ fn verdict(
             .and_then(|route| route.body.timeout_ms)
             .filter(|_| installation.mode == Enforcement::Enforce),
         caller: dimensions.caller(hmac_key),
+        unpriced,
         user: RawUser((dimensions.user != NONE).then(|| dimensions.user.as_ref().into())),
         route: chosen.route.cloned(),
         backend: chosen.backend.clone(),
@@ -406,6 +415,16 @@ impl<'s> Matched<'s> {
         matched
     }
 
+    /// Enforce: something that enforces matched.
+    fn enforcement(&self) -> Enforcement {
+        if self.enforcing.is_empty() { Enforcement::Observe } else { Enforcement::Enforce }
+    }
+
+    /// The names of those that observe.
+    fn observed(&self) -> Vec<ObjectName> {
+        self.observing.iter().map(|budget| budget.name.clone()).collect()
+    }
+
     /// The limits of those that enforce.
     fn limits(&self) -> Result<Vec<LimitKey>, Refusal> {
         let limits: Vec<LimitKey> =
@@ -416,14 +435,14 @@ impl<'s> Matched<'s> {
         Ok(limits)
     }
 
-    fn admits_unpriced(&self, chosen: &Chosen<'_>, why: Unpriced) -> Result<(), Refusal> {
+    fn admits_unpriced(&self, backend: &ObjectName, model: &str, why: Unpriced) -> Result<(), Refusal> {
         let denies = self.enforcing.iter().find(|budget| budget.body.unpriced == policy::Verdict::Deny);
         let Some(budget) = denies else { return Ok(()) };
         Err(Refusal::Unpriced(Box::new(UnpricedCall {
             budget: budget.name.clone(),
             contact: budget.body.contact.clone(),
-            backend: chosen.backend.name.clone(),
-            model: chosen.model.name.clone(),
+            backend: backend.clone(),
+            model: model.to_owned(),
             why,
         })))
     }

@@ -13,7 +13,6 @@ use crate::abi::{Body, Headers, Stream};
 use crate::process::{Configured, Counted};
 use head::Captured;
 use owed::{Owed, Pause};
-use plimsoll_core::account::LimitKey;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::policy::{Dialect, Enforcement};
 use plimsoll_core::protocol::{Decision, No};
@@ -222,7 +221,6 @@ impl Filter {
     /// The request is whole. `last`: where a changed body goes.
     fn decide(&self, stream: &mut Stream<'_>, head: Box<Captured>, last: Option<Body>) -> Next {
         let mut snapshot = self.shared.snapshot.load();
-        let mut again = true;
         loop {
             let (verdict, edited) = {
                 let body = if last.is_some() { whole(stream) } else { Cow::Borrowed(&[][..]) };
@@ -256,19 +254,16 @@ impl Filter {
             };
             let now = self.shared.clock.now();
             let taken = self.admit(&call, now);
-            if matches!(taken, Taken::NoWindow) && std::mem::take(&mut again) {
-                // The limit may be gone with a policy that came between the two.
-                let newest = self.shared.snapshot.load();
-                if !Arc::ptr_eq(&newest, &snapshot) {
-                    snapshot = newest;
-                    continue;
-                }
+            if matches!(taken, Taken::NoWindow) && self.is_replaced(&snapshot) {
+                // The limit may be gone with the policy that came between the two.
+                snapshot = self.shared.snapshot.load();
+                continue;
             }
             // The body is changed before a pause: after it all of it stands in Envoy's buffer.
             if let (Some(edited), Some(last)) = (edited, last) {
                 send::replace_body(stream, last, &edited, head.content_length.is_some());
             }
-            return self.go_on(stream, call, head, &snapshot, taken, now);
+            return self.go_on(stream, call, head, &snapshot, taken, now, now);
         }
     }
 
@@ -290,7 +285,8 @@ impl Filter {
         }
     }
 
-    /// Sends, pauses or refuses the call.
+    /// Sends, pauses or refuses the call. `since`: when it was first short.
+    #[allow(clippy::too_many_arguments, reason = "all of one call, and two instants")]
     fn go_on(
         &self,
         stream: &mut Stream<'_>,
@@ -298,29 +294,32 @@ impl Filter {
         head: Box<Captured>,
         snapshot: &Arc<Snapshot>,
         taken: Taken,
+        since: UnixMs,
         now: UnixMs,
     ) -> Next {
         match taken {
-            Taken::All(owed) => self.leave(stream, call, owed, head, now, now),
+            Taken::All(owed) => self.leave(stream, call, owed, head, since, now),
             Taken::Short(counted) => {
                 self.shared.metrics.paused.inc();
                 let scheduler = stream.scheduler();
                 let gateway = &self.shared.gateway;
-                let id =
-                    self.shared.waiters.enter(scheduler, || gateway.pause(&call.limits, &call.reserve, now));
+                let id = self
+                    .shared
+                    .waiters
+                    .enter(scheduler, || gateway.pause(&call.limits, &call.reserve, since, now));
                 let pause = Pause::new(&self.shared, id);
                 // It holds nothing of the epoch while it waits.
                 drop(counted);
-                self.put(State::Paused(Box::new(Paused { pause, call, head, since: now })));
+                self.put(State::Paused(Box::new(Paused { pause, call, head, since })));
                 self.shared.wake.notify_one();
                 Next::Wait
             }
             Taken::No(no) => {
                 let refusal = Refusal::from_no(&no, snapshot);
-                self.refuse_call(stream, refusal, &call, &head, Some(&no), now)
+                self.refuse_call(stream, refusal, &call, &head, Some(&no), since)
             }
             Taken::NoWindow | Taken::Closing => {
-                self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, now)
+                self.refuse_call(stream, Refusal::LedgerUnavailable, &call, &head, None, since)
             }
         }
     }
@@ -338,36 +337,12 @@ impl Filter {
             // What it was given went with its epoch: it waits on.
             return self.put(State::Paused(paused));
         };
-        let Paused { pause, mut call, head, since } = *paused;
+        let Paused { pause, call, head, since } = *paused;
         drop(pause);
         let snapshot = self.shared.snapshot.load_full();
         let next = match resumed {
-            Resumed::Admitted(reservation) if !covers(&reservation, &call, &snapshot) => {
-                // The policy changed while it waited: it is not charged to what it was decided by, but to what is
-                // in force now.
-                if reservation.release() {
-                    self.shared.wake.notify_one();
-                }
-                drop(counted);
-                match call.limits_under(&snapshot) {
-                    Ok(limits) => {
-                        call.limits = limits;
-                        let now = self.shared.clock.now();
-                        let taken = self.admit(&call, now);
-                        self.go_on(&mut stream, call, head, &snapshot, taken, now)
-                    }
-                    Err(refusal) => self.refuse_call(&mut stream, refusal, &call, &head, None, since),
-                }
-            }
             Resumed::Admitted(reservation) => {
-                let owed = Owed::new(&self.shared, counted, Some(reservation), call.reserve);
-                if owed.is_counted() {
-                    let now = self.shared.clock.now();
-                    self.leave(&mut stream, call, owed, head, since, now)
-                } else {
-                    drop(owed);
-                    self.refuse_call(&mut stream, Refusal::LedgerUnavailable, &call, &head, None, since)
-                }
+                self.resume(&mut stream, call, head, reservation, counted, since)
             }
             Resumed::No(no) => {
                 let refusal = Refusal::from_no(&no, &snapshot);
@@ -380,6 +355,47 @@ impl Filter {
         if let Next::Continue = next {
             stream.continue_decoding();
         }
+    }
+
+    /// A paused call was given its reserve: it goes, charged to what is in force now.
+    fn resume(
+        &self,
+        stream: &mut Stream<'_>,
+        mut call: Box<Call>,
+        head: Box<Captured>,
+        reservation: Reservation,
+        counted: Option<Counted>,
+        since: UnixMs,
+    ) -> Next {
+        let mut owed = Some(Owed::new(&self.shared, counted, Some(reservation), call.reserve));
+        loop {
+            let snapshot = self.shared.snapshot.load_full();
+            if let Err(refusal) = call.match_again(&snapshot) {
+                drop(owed);
+                return self.refuse_call(stream, refusal, &call, &head, None, since);
+            }
+            let now = self.shared.clock.now();
+            if let Some(owed) = owed.take_if(|owed| owed.covers(&call.limits)) {
+                if owed.is_counted() {
+                    return self.leave(stream, call, owed, head, since, now);
+                }
+                drop(owed);
+                let unavailable = Refusal::LedgerUnavailable;
+                return self.refuse_call(stream, unavailable, &call, &head, None, since);
+            }
+            // The policy changed while it waited. What it holds is free again.
+            owed = None;
+            let taken = self.admit(&call, now);
+            if matches!(taken, Taken::NoWindow) && self.is_replaced(&snapshot) {
+                continue;
+            }
+            return self.go_on(stream, call, head, &snapshot, taken, since, now);
+        }
+    }
+
+    /// Whether a newer policy than `snapshot` is in force.
+    fn is_replaced(&self, snapshot: &Arc<Snapshot>) -> bool {
+        !Arc::ptr_eq(&self.shared.snapshot.load(), snapshot)
     }
 
     /// Envoy answers by itself.
@@ -463,12 +479,6 @@ struct Refused {
     accounts: Vec<plimsoll_core::account::AccountKey>,
     reserve: plimsoll_core::account::Charge,
     paused_at: Option<UnixMs>,
-}
-
-/// Whether `reservation` holds what `call` is charged to under `snapshot`.
-fn covers(reservation: &Reservation, call: &Call, snapshot: &Snapshot) -> bool {
-    let held = |limit: &LimitKey| reservation.accounts().any(|account| account.limit == *limit);
-    call.limits_under(snapshot).is_ok_and(|limits| limits.iter().all(held))
 }
 
 /// The whole body: borrowed where it stands in one piece.

@@ -187,14 +187,14 @@ impl Gateway {
 
     /// Worker: puts a request that was [`Admission::Short`] in the queue of each account that is short. The
     /// client thread must be woken after it. [`Gateway::wakes`] will name the id exactly once, unless the
-    /// request is given up first.
-    pub fn pause(&self, limits: &[LimitKey], reserve: &Charge, now: UnixMs) -> AskId {
+    /// request is given up first. `since`: when it was first short; its pause ends [`PAUSE_MS`] after it.
+    pub fn pause(&self, limits: &[LimitKey], reserve: &Charge, since: UnixMs, now: UnixMs) -> AskId {
         let mut state = self.state();
         // Under the lock, and only for limits in force: a policy may have come since it was found short.
         let current = self.current.load();
         let limits: Vec<_> = limits.iter().filter(|limit| current.contains_key(*limit)).cloned().collect();
         let parts = self.parts(&limits, reserve, now).unwrap_or_default();
-        state.waiting.push(limits, *reserve, parts, now)
+        state.waiting.push(limits, *reserve, parts, since, now)
     }
 
     /// Worker: what became of a paused request that was woken. `None`: it was given up already.

@@ -81,6 +81,7 @@ impl Waiting {
         limits: Vec<LimitKey>,
         reserve: Charge,
         parts: Vec<(Arc<Slice>, Amount)>,
+        since: UnixMs,
         now: UnixMs,
     ) -> AskId {
         self.last += 1;
@@ -89,8 +90,8 @@ impl Waiting {
             limits,
             reserve,
             parts: Vec::new(),
-            since: now,
-            until: now.plus(PAUSE_MS),
+            since,
+            until: since.plus(PAUSE_MS),
             told: Vec::new(),
             to_tell: now,
             outcome: None,

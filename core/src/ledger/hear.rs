@@ -288,6 +288,10 @@ impl Ledger {
     /// Charges a row to the observing budgets that it names, in the window of its admission.
     fn observe(&self, epoch: Epoch, row: &UsageRow, rows: &mut Rows, now: UnixMs) {
         for account in observed_accounts(row, &self.limits) {
+            // Its budget came to observe, or ceased to, while the call waited: it is charged once.
+            if row.accounts.contains(&account) {
+                continue;
+            }
             let charge = row.charge.of(account.limit.unit);
             let used = rows.standing(&account).committed();
             let fits =

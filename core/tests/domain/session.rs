@@ -325,7 +325,10 @@ fn a_call_that_only_observing_budgets_match_is_not_altered() {
 #[test]
 fn a_routes_bound_holds_without_a_budget_and_a_backends_model_has_none() {
     let free = without_budgets(&[]);
-    assert_eq!(sent(&free, r#"{"model":"assistant"}"#), r#"{"model":"gpt-5.2","max_completion_tokens":2048}"#);
+    assert_eq!(
+        sent(&free, r#"{"model":"assistant"}"#),
+        r#"{"model":"gpt-5.2","max_completion_tokens":2048}"#
+    );
     for (own, kept, lowered) in [(10, 10, None), (2_048, 2_048, None), (2_049, 2_048, Some(2_048))] {
         let body = format!(r#"{{"model":"assistant","max_tokens":{own}}}"#);
         assert_eq!(sent(&free, &body), format!(r#"{{"model":"gpt-5.2","max_tokens":{kept}}}"#));

@@ -181,7 +181,7 @@ impl World {
         match self.nodes[node].gateway.admit(limits, &reserve, now) {
             Admission::Admitted(reservation) => self.leave(node, reserve, reservation),
             Admission::Short => {
-                let id = self.nodes[node].gateway.pause(limits, &reserve, now);
+                let id = self.nodes[node].gateway.pause(limits, &reserve, now, now);
                 self.nodes[node].paused.push((id, limits.to_vec(), reserve, self.now));
                 self.tick(node);
             }

@@ -61,7 +61,7 @@ mod tests {
         shared.gateway.set_policy([limit.clone()], [("Total@UTC".to_owned(), vec![always])]);
         let (limits, reserve) = ([limit], Charge { requests: 1, ..Charge::default() });
         assert!(matches!(shared.gateway.admit(&limits, &reserve, UnixMs(1)), Admission::Short));
-        let id = shared.gateway.pause(&limits, &reserve, UnixMs(1));
+        let id = shared.gateway.pause(&limits, &reserve, UnixMs(1), UnixMs(1));
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

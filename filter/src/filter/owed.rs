@@ -4,7 +4,7 @@
 //! given up. The usual ends stand in [`super::response`] and [`super`].
 
 use crate::process::{Configured, Counted};
-use plimsoll_core::account::Charge;
+use plimsoll_core::account::{Charge, LimitKey};
 use plimsoll_core::protocol::{AskId, Outcome};
 use plimsoll_core::settle::Settled;
 use plimsoll_core::slice::Reservation;
@@ -37,6 +37,14 @@ impl Owed {
     /// What it holds, where something enforces.
     pub fn reservation(&self) -> Option<&Reservation> {
         self.reservation.as_ref()
+    }
+
+    /// Whether it holds a reserve in each of `limits`.
+    pub fn covers(&self, limits: &[LimitKey]) -> bool {
+        let held = |limit: &LimitKey| {
+            self.reservation.iter().flat_map(Reservation::accounts).any(|account| account.limit == *limit)
+        };
+        limits.iter().all(held)
     }
 
     /// Whether it belongs to an epoch, and so into the log.

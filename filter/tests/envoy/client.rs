@@ -99,7 +99,7 @@ fn three_thousand_paused_requests_are_all_answered_after_a_reconnect() {
         .map(|_| {
             let reserve = charge(100);
             assert!(matches!(gateway.admit(&limits, &reserve, now), Admission::Short));
-            gateway.pause(&limits, &reserve, now)
+            gateway.pause(&limits, &reserve, now, now)
         })
         .collect();
     client.shared().wake.notify_one();

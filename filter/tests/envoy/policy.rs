@@ -131,11 +131,14 @@ fn a_row_names_every_limit_that_it_is_charged_to_and_every_budget_that_observes_
 fn a_policy_that_changes_between_decision_and_admission_fails_no_call() {
     let world = enforcing(1_000_000_000);
     // The same budget, with its limit in one window and then in the other: whoever decides by one policy may
-    // come to slices of the other.
-    let of_window = |window: &str| {
+    // come to slices of the other. A second one enforces and observes in turn.
+    let of = |window: &str, second: Enforcement| {
         let mut changed: (PolicyKey, Budget) = budget(1_000_000_000);
         changed.1.limits[0].window = window.to_owned();
-        let mut objects = policy(Enforcement::Enforce, &[changed]);
+        let mut other = changed.clone();
+        other.0 = PolicyKey::Budget(ObjectName::new("finance", "second"));
+        other.1.enforcement = second;
+        let mut objects = policy(Enforcement::Enforce, &[changed, other]);
         let spec: WindowSpec = window.parse().unwrap();
         let bounds = WindowBounds { bounds: vec![spec.bounds(now())] };
         objects.retain(|object| !matches!(object.key, PolicyKey::Window(_)));
@@ -159,7 +162,8 @@ fn a_policy_that_changes_between_decision_and_admission_fails_no_call() {
             .collect();
         for i in 0..40 {
             let acks = world.ledger.acks().len();
-            world.ledger.set_policy(of_window(["Year@UTC", "Total@UTC"][i % 2]));
+            let second = [Enforcement::Enforce, Enforcement::Observe, Enforcement::Observe][i % 3];
+            world.ledger.set_policy(of(["Year@UTC", "Total@UTC"][i % 2], second));
             wait_until("the acknowledgement", SOON, || {
                 if world.ledger.acks().len() > acks { Ok(()) } else { Err(world.log_text()) }
             })
@@ -170,7 +174,15 @@ fn a_policy_that_changes_between_decision_and_admission_fails_no_call() {
     });
     let rows = world.rows(calls);
     assert_eq!(rows.len(), calls);
-    // Everybody is charged by one of the policies, those too that waited for a limit that went.
-    assert!(rows.iter().all(|row| row.accounts.len() == 1), "{rows:?}");
-    assert_eq!(world.ledger.settled(), COST * i64::try_from(calls).unwrap());
+    // Whoever came before the second budget is charged to the first one; everybody else to both, each once, those
+    // too that waited for a limit that went.
+    let charged = |row: &plimsoll_core::protocol::UsageRow, budget: &str| {
+        row.accounts.iter().any(|account| account.limit.budget.name == budget)
+            || row.observed.iter().any(|observed| observed.name == budget)
+    };
+    assert!(rows.iter().all(|row| charged(row, "all")), "{rows:?}");
+    let both = rows.iter().filter(|row| charged(row, "second")).count();
+    let first = rows.iter().position(|row| charged(row, "second")).unwrap();
+    assert!(rows.len() - both <= first + 3, "{both} of {} after {first}", rows.len());
+    assert_eq!(world.ledger.settled(), COST * i64::try_from(calls + both).unwrap());
 }
