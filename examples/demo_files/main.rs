@@ -4,11 +4,13 @@
 //! shown live comes from the operator's `/status`; what is claimed at the end is computed from the
 //! ledger's file and the provider's bill, after everything has settled.
 
+mod interrupt;
 mod summary;
 mod table;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use interrupt::Interrupt;
 use plimsoll::source::manifest;
 use plimsoll_core::account::LimitKey;
 use plimsoll_core::ids::UnixMs;
@@ -16,7 +18,7 @@ use plimsoll_core::ledger::Terms;
 use plimsoll_plan::{Planner, World};
 use plimsoll_sim::bill::Bill;
 use plimsoll_sim::harness::stack::{Settings, Stack};
-use plimsoll_sim::harness::{Built, http, profile_dir, wait_until};
+use plimsoll_sim::harness::{Built, HarnessError, envoy, http, profile_dir, wait_until};
 use plimsoll_sim::price::Prices;
 use plimsoll_sim::provider::{self, Provider, Running};
 use plimsoll_sim::replay::{Pace, Plan, Progress, Report, Stop, replay};
@@ -26,7 +28,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where the examples say that the provider is; the demo's own stands at a port that the kernel picks.
 const EXAMPLE_PROVIDER: &str = "http://127.0.0.1:8080/v1";
@@ -36,11 +37,11 @@ const EXAMPLE_PROVIDER: &str = "http://127.0.0.1:8080/v1";
 #[command(name = "demo_files")]
 struct Flags {
     /// How many times as fast as recorded the traffic is replayed.
-    #[arg(long, default_value_t = 6.0)]
+    #[arg(long, default_value_t = 100.0)]
     speed: f64,
-    /// How many minutes of the recording are replayed (14 are there).
-    #[arg(long, default_value_t = 14)]
-    minutes: u64,
+    /// For how many seconds; the recording starts again at its end.
+    #[arg(long, default_value_t = 140)]
+    seconds: u64,
     /// Gateways.
     #[arg(long, default_value_t = 2)]
     gateways: usize,
@@ -58,9 +59,19 @@ fn main() -> anyhow::Result<()> {
 
 /// Whether the budgets held and the bills agree; `None`: interrupted.
 async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
+    let interrupt = Interrupt::listen()?;
+    let outcome = demo(flags, &interrupt).await;
+    if interrupt.is_set() {
+        // Ctrl-C reaches the gateways and the operator too: what failed, failed for that.
+        println!("\nInterrupted; everything is stopped.");
+        return Ok(None);
+    }
+    outcome.map(Some)
+}
+
+/// Whether the budgets held and the bills agree; nobody asks once interrupted.
+async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<bool> {
     let started = Instant::now();
-    // Heard from here on: an interrupt while things start is answered when they run, and ends them all.
-    let interrupted = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = fresh_dir(root)?;
     let step = |what: &str| println!("{:>6.1} s  {what}", started.elapsed().as_secs_f32());
@@ -72,6 +83,7 @@ async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
         shown(root, &dir.join("bill.jsonl"))
     ));
     let template = std::fs::read_to_string(root.join("filter/envoy.yaml")).context("filter/envoy.yaml")?;
+    let template = envoy::keep_every_decision(&template)?;
     let mut stack = Stack::new(&Settings {
         dir: &dir,
         built: &Built::in_dir(&profile_dir()?),
@@ -89,7 +101,7 @@ async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
         manifests.len()
     ));
     stack.start_gateways()?;
-    stack.wait_status("every gateway enforcing every budget", table::enforced_everywhere)?;
+    enforced_everywhere(&stack, interrupt)?;
     step(&format!(
         "{} Envoy gateways, mutual TLS with the operator, enforcing: {}",
         flags.gateways,
@@ -97,30 +109,30 @@ async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
     ));
 
     let fill = Fill {
-        features: vec![("invoice-processing".into(), 3), ("support-chat".into(), 5), ("search".into(), 2)],
+        features: vec![("invoice-processing".into(), 5), ("support-chat".into(), 2), ("search".into(), 3)],
         users: 40,
         models: vec![("assistant".into(), 1)],
         stream_percent: 50,
     };
-    let path = root.join("sim/data/azure-conv-2023-11-16.csv");
-    let mut calls = trace::read(&path, &fill)?;
-    calls.retain(|call| call.at < Duration::from_secs(flags.minutes * 60));
+    let calls = trace::read(&root.join("sim/data/azure-conv-2023-11-16.csv"), &fill)?;
     step(&format!(
-        "replaying {} calls, {} minutes of the Azure LLM trace, at {} times their pace: about {:.0} s",
+        "replaying the Azure LLM trace ({} calls in {} minutes) at {} times its pace, over and over for {} s",
         calls.len(),
-        flags.minutes,
+        calls.last().map_or(0, |call| call.at.as_secs().div_ceil(60)),
         flags.speed,
-        calls.last().map_or(0.0, |call| call.at.div_f64(flags.speed.max(0.001)).as_secs_f32()),
+        flags.seconds,
     ));
     let targets = stack.urls().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
     let pace = Pace::Open { speed: flags.speed, concurrency: 1000 };
-    let plan = Plan { pace, ..Plan::new(Arc::new(calls), targets) };
-    let Some(report) = watch(plan, &stack.operator_address(), interrupted).await? else {
-        step("interrupted; stopping everything");
-        return Ok(None);
-    };
+    let duration = Some(Duration::from_secs(flags.seconds));
+    let plan = Plan { pace, duration, repeat: true, ..Plan::new(Arc::new(calls), targets) };
+    plan.check()?;
+    let report = watch(plan, &stack.operator_address(), interrupt.clone()).await?;
+    if interrupt.is_set() {
+        return Ok(false);
+    }
     step("replayed; waiting until every call is in the ledger");
-    let counted = settle(&stack)?;
+    let counted = settle(&stack, interrupt)?;
     // Gateways close their epochs while the operator still answers, then it ends: the file is at rest.
     let ledger = stack.ledger();
     drop(stack);
@@ -134,7 +146,7 @@ async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
     let verdict = summary::verdict(&summary, &export, &bill);
     println!("{verdict}");
     println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(root, &dir));
-    Ok(Some(verdict.passed()))
+    Ok(verdict.passed())
 }
 
 fn shown(root: &Path, path: &Path) -> String {
@@ -157,8 +169,9 @@ fn start_provider(root: &Path, dir: &Path) -> anyhow::Result<Running> {
     prices.read(&root.join("sim/data/prices.csv"))?;
     let settings = provider::Settings {
         prices,
-        first_token: Duration::from_millis(60),
-        per_token: Duration::from_micros(500),
+        // A hundred times as fast as half a second to the first token and 50 tokens a second, as the traffic is.
+        first_token: Duration::from_millis(5),
+        per_token: Duration::from_micros(200),
         tokens_per_event: 16,
         ..provider::Settings::default()
     };
@@ -199,9 +212,8 @@ fn limits(manifests: &[String]) -> anyhow::Result<BTreeMap<LimitKey, Terms>> {
     Ok(planner.into_plan().limits)
 }
 
-/// Replays `plan` and shows `/status` meanwhile. `None`: interrupted.
-async fn watch(plan: Plan, operator: &str, interrupted: [Signal; 2]) -> anyhow::Result<Option<Report>> {
-    let [mut interrupt, mut terminate] = interrupted;
+/// Replays `plan` and shows `/status` meanwhile; an interrupt ends both, without an answer to what is in flight.
+async fn watch(plan: Plan, operator: &str, interrupt: Interrupt) -> anyhow::Result<Report> {
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
     let refusals = Arc::new(table::Refusals::default());
     let counting = refusals.clone();
@@ -223,9 +235,8 @@ async fn watch(plan: Plan, operator: &str, interrupted: [Signal; 2]) -> anyhow::
         }
     });
     let report = tokio::select! {
-        report = replaying => Some(report),
-        _int = interrupt.recv() => None,
-        _term = terminate.recv() => None,
+        report = replaying => report,
+        () = interrupt.wait() => Report::default(),
     };
     stop.stop();
     end.store(true, Ordering::Relaxed);
@@ -235,10 +246,25 @@ async fn watch(plan: Plan, operator: &str, interrupted: [Signal; 2]) -> anyhow::
     Ok(report)
 }
 
-/// Waits until the ledger has a row for every call that gateways sent.
-fn settle(stack: &Stack) -> anyhow::Result<summary::Counted> {
+/// Waits until every gateway enforces every budget, or for an interrupt.
+fn enforced_everywhere(stack: &Stack, interrupt: &Interrupt) -> Result<(), HarnessError> {
+    wait_until("every gateway enforcing every budget", Duration::from_secs(60), || {
+        if interrupt.is_set() {
+            return Ok(());
+        }
+        let page = stack.page("/status").map_err(|error| error.to_string())?;
+        let status = serde_json::from_str(&page.body).map_err(|error| format!("/status: {error}"))?;
+        table::enforced_everywhere(&status)
+    })
+}
+
+/// Waits until the ledger has a row for every call that gateways sent, or for an interrupt.
+fn settle(stack: &Stack, interrupt: &Interrupt) -> anyhow::Result<summary::Counted> {
     let mut counted = summary::Counted::default();
     wait_until("a row in the ledger for every call sent", Duration::from_secs(30), || {
+        if interrupt.is_set() {
+            return Ok(());
+        }
         let mut now = summary::Counted::default();
         for gateway in stack.gateways() {
             let page =

@@ -185,3 +185,35 @@ fn the_bills_file_and_its_page_hold_the_same() {
     assert_eq!(page["lines"], serde_json::to_value(&lines).unwrap());
     assert_eq!(page["total"]["calls"], 3);
 }
+
+#[test]
+fn a_replay_that_would_send_nothing_says_why_and_exits_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = |name: &str, rows: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("time,prompt_tokens,output_tokens\n{rows}")).unwrap();
+        path
+    };
+    let (empty, full) = (trace("empty.csv", ""), trace("full.csv", "0,1,1\n"));
+    let replay = |trace: &Path, flags: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_plimsoll-replay"));
+        command.arg("--trace").arg(trace).args(["--target", "http://127.0.0.1:9"]).args(flags);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (trace, flags, says) in [
+        (&empty, &[][..], "the trace holds no calls"),
+        (&full, &["--clients", "0"], "clients is 0"),
+        (&full, &["--concurrency", "0"], "concurrency is 0"),
+        (&full, &["--limit", "0"], "limit is 0"),
+        (&full, &["--duration", "0"], "duration is 0"),
+        (&full, &["--speed", "0"], "speed 0 is none"),
+        (&full, &["--speed", "inf"], "speed inf is none"),
+        (&full, &["--repeat"], "--repeat has no end"),
+        (&full, &["--features", "a=b"], "write NAME=WEIGHT"),
+    ] {
+        let (code, stderr) = replay(trace, flags);
+        assert_eq!(code, Some(2), "{flags:?}: {stderr}");
+        assert!(stderr.contains(says), "{flags:?}: {stderr}");
+    }
+}

@@ -6,6 +6,7 @@ use plimsoll_sim::replay::{MaxTokens, Pace, Plan, Progress, Stop, Target, replay
 use plimsoll_sim::trace::{self, Fill};
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -124,16 +125,26 @@ fn weighted(text: &str) -> anyhow::Result<Vec<(String, u32)>> {
         .collect()
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let flags = Flags::parse();
-    let mut runtime = match flags.threads {
-        0 | 1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+    // Nothing was sent yet: 2, as for a flag that clap refuses. Later: 1.
+    let plan = match plan(&flags) {
+        Ok(plan) => plan,
+        Err(why) => return failed(&why, 2),
     };
-    runtime.enable_all().worker_threads(flags.threads.max(1)).build()?.block_on(run(flags))
+    match send(&flags, plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why, 1),
+    }
 }
 
-async fn run(flags: Flags) -> anyhow::Result<()> {
+fn failed(why: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("error: {why:#}");
+    ExitCode::from(code)
+}
+
+/// What the flags and the trace ask for.
+fn plan(flags: &Flags) -> anyhow::Result<Plan> {
     if flags.repeat && flags.duration.is_none() && flags.limit.is_none() {
         bail!("--repeat has no end; give --duration or --limit too");
     }
@@ -156,8 +167,7 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     let pace = match flags.clients {
         Some(clients) => Pace::Closed { clients },
-        None if flags.speed > 0.0 => Pace::Open { speed: flags.speed, concurrency: flags.concurrency },
-        None => bail!("--speed must be more than 0"),
+        None => Pace::Open { speed: flags.speed, concurrency: flags.concurrency },
     };
     let plan = Plan {
         pace,
@@ -169,13 +179,27 @@ async fn run(flags: Flags) -> anyhow::Result<()> {
         max_tokens: flags.max_tokens,
         include_usage: flags.include_usage,
         abandon_every: flags.abandon_every,
-        ..Plan::new(Arc::new(calls), flags.target)
+        ..Plan::new(Arc::new(calls), flags.target.clone())
     };
+    plan.check()?;
+    Ok(plan)
+}
+
+fn send(flags: &Flags, plan: Plan) -> anyhow::Result<()> {
+    let mut runtime = match flags.threads {
+        0 | 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.enable_all().worker_threads(flags.threads.max(1)).build()?.block_on(run(flags, plan))
+}
+
+async fn run(flags: &Flags, plan: Plan) -> anyhow::Result<()> {
     let mut answers = flags
         .answers
+        .as_ref()
         .map(|path| {
             let file =
-                std::fs::File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
+                std::fs::File::create(path).with_context(|| format!("can't write {}", path.display()))?;
             anyhow::Ok(BufWriter::new(file))
         })
         .transpose()?;

@@ -64,6 +64,23 @@ pub fn fill(template: &str, values: &BTreeMap<&str, String>) -> Result<String, H
     Err(HarnessError::Missing(format!("the bootstrap's placeholders {} have no value", missing.join(", "))))
 }
 
+/// A gateway's bootstrap whose filter keeps every decision record until it is sent, so that every refusal
+/// can be judged; in production the oldest give way.
+///
+/// # Errors
+/// `Missing`, when `template` has no `filter_config` of the filter.
+pub fn keep_every_decision(template: &str) -> Result<String, HarnessError> {
+    let setting = "decisionsUncapped: true";
+    // The filter's settings begin there; the new one stands beside it.
+    let first = "gatewayId: ";
+    let no_place =
+        || HarnessError::Missing(format!("the bootstrap has no \"{first}\" to put {setting} beside"));
+    let at = template.find(first).ok_or_else(no_place)?;
+    let line = template[..at].rfind('\n').map_or(0, |end| end + 1);
+    let indent = &template[line..at];
+    Ok(format!("{}{setting}\n{indent}{}", &template[..at], &template[at..]))
+}
+
 /// A running Envoy.
 #[derive(Debug)]
 pub struct Envoy {
@@ -134,5 +151,20 @@ mod tests {
         assert_eq!(fill("x: ${A}, y: $B", &values).unwrap(), "x: 1, y: $B");
         let error = fill("${A} ${B} ${C}", &values).unwrap_err().to_string();
         assert_eq!(error, "the bootstrap's placeholders B, C have no value");
+    }
+
+    #[test]
+    fn every_decision_is_kept_by_a_setting_of_the_filter_alone() {
+        let template = include_str!("../../../filter/envoy.yaml");
+        let kept = keep_every_decision(template).unwrap();
+        let lines: Vec<_> = kept.lines().collect();
+        let at = lines.iter().position(|line| line.trim() == "decisionsUncapped: true").unwrap();
+        let indent = |line: &str| line.len() - line.trim_start().len();
+        assert!(lines[at + 1].trim().starts_with("gatewayId: "), "{}", lines[at + 1]);
+        assert_eq!(indent(lines[at]), indent(lines[at + 1]));
+        let without: Vec<_> =
+            lines.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, line)| *line).collect();
+        assert_eq!(without, template.lines().collect::<Vec<_>>());
+        assert!(keep_every_decision("node: {}").is_err());
     }
 }

@@ -125,7 +125,7 @@ pub(super) struct Malformed(pub String);
 
 /// The most choices that a call may ask for, as with OpenAI.
 const MAX_CHOICES: u64 = 128;
-/// The most output tokens that are made up for one choice: it bounds the answer's memory.
+/// The most output tokens that are made up for a call, all choices together: it bounds the answer's memory.
 const MAX_OUTPUT: u64 = 4_000_000;
 
 /// Reads a request. `header` gives a header's value; `call` is the number of the call, for draws.
@@ -155,7 +155,8 @@ pub(super) fn read<'a>(
         None => said.transpose()?.unwrap_or(settings.output_tokens),
     };
     let bound = max_completion_tokens.or(max_tokens).filter(|_| header("x-sim-ignore-max").is_none());
-    let output_tokens = asked.min(bound.unwrap_or(u64::MAX)).min(MAX_OUTPUT);
+    let output_tokens = asked.min(bound.unwrap_or(u64::MAX));
+    let choices = choices(n, output_tokens)?;
     let prompt_tokens = messages.iter().map(|m| m.content.0).sum::<u64>().div_ceil(4);
     let part = |whole: u64, percent: u64| whole.saturating_mul(percent.min(100)) / 100;
     let cached_tokens =
@@ -196,7 +197,7 @@ pub(super) fn read<'a>(
         cached_tokens: cached_tokens.min(prompt_tokens),
         output_tokens,
         reasoning_tokens: reasoning_tokens.min(output_tokens),
-        choices: n.unwrap_or(1).clamp(1, MAX_CHOICES),
+        choices,
         cut: output_tokens < asked,
         first_token: millis("x-sim-first-token-ms", settings.first_token)?,
         per_token: number("x-sim-per-token-us")?.map_or(settings.per_token, Duration::from_micros),
@@ -204,6 +205,22 @@ pub(super) fn read<'a>(
         fault,
         usage,
     })
+}
+
+/// The choices of a call that wants `n`, each of `output_tokens`.
+fn choices(n: Option<u64>, output_tokens: u64) -> Result<u64, Malformed> {
+    let n = n.unwrap_or(1);
+    if !(1..=MAX_CHOICES).contains(&n) {
+        return Err(Malformed(format!("n is {n}; ask for 1 to {MAX_CHOICES} choices")));
+    }
+    let all = n.saturating_mul(output_tokens);
+    if all > MAX_OUTPUT {
+        return Err(Malformed(format!(
+            "n ({n}) times output tokens ({output_tokens}) is {all}; the simulator makes up at most \
+             {MAX_OUTPUT} for a call: ask for fewer, or lower max_tokens"
+        )));
+    }
+    Ok(n)
 }
 
 #[cfg(test)]
@@ -234,6 +251,26 @@ mod tests {
         assert_eq!((got.output_tokens, got.cut), (10, true));
         let got = ask(body, &[("x-sim-output-tokens", "99"), ("x-sim-ignore-max", "1")]).unwrap();
         assert_eq!(got.output_tokens, 99);
+    }
+
+    #[test]
+    fn no_call_gets_more_output_than_fits_in_memory() {
+        let tokens = |n: u64, each: u64| {
+            let body = format!(r#"{{"model":"m","messages":[],"n":{n},"max_tokens":{each}}}"#);
+            ask(&body, &[("x-sim-output-tokens", "18446744073709551615")]).map(|ask| ask.choices)
+        };
+        assert_eq!(tokens(128, 31_250).unwrap(), 128);
+        let Malformed(why) = tokens(128, 31_251).unwrap_err();
+        assert_eq!(
+            why,
+            "n (128) times output tokens (31251) is 4000128; the simulator makes up at most 4000000 for a \
+             call: ask for fewer, or lower max_tokens"
+        );
+        assert!(tokens(2, u64::MAX).is_err());
+        for n in [0, 129] {
+            let Malformed(why) = tokens(n, 1).unwrap_err();
+            assert_eq!(why, format!("n is {n}; ask for 1 to 128 choices"));
+        }
     }
 
     #[test]

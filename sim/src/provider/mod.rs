@@ -6,7 +6,7 @@
 //! Prompt tokens are the UTF-8 bytes of all messages' texts (`content`, or the `text` parts of it)
 //! divided by 4, rounded up. Output tokens are those asked for (`x-sim-output-tokens`, else
 //! `metadata.sim_output_tokens`, else the setting), at most `max_completion_tokens` or `max_tokens`,
-//! for each of `n` choices.
+//! for each of `n` choices; what would be too much for memory is answered with a 400.
 
 mod answer;
 mod ask;

@@ -73,7 +73,49 @@ pub struct Plan {
     pub abandon_every: Option<u64>,
 }
 
+/// Why a plan would send nothing.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Senseless {
+    /// An empty trace.
+    #[error("the trace holds no calls; below its header it needs a line for each")]
+    NoCalls,
+    /// Nowhere to go.
+    #[error("there is no target; name at least one")]
+    NoTargets,
+    /// A bound that lets nothing through.
+    #[error("{0} is 0, so that nothing would be sent; give 1 or more")]
+    Zero(&'static str),
+    /// No speed at which time passes.
+    #[error("speed {0} is none; give a number above 0, say 1 for the recorded pace")]
+    Speed(f64),
+}
+
 impl Plan {
+    /// Whether the plan can send anything.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn check(&self) -> Result<(), Senseless> {
+        let zero = match self.pace {
+            Pace::Open { speed, .. } if !speed.is_finite() || speed <= 0.0 => {
+                return Err(Senseless::Speed(speed));
+            }
+            Pace::Open { concurrency: 0, .. } => Some("concurrency"),
+            Pace::Closed { clients: 0 } => Some("clients"),
+            Pace::Open { .. } | Pace::Closed { .. } if self.limit == Some(0) => Some("limit"),
+            Pace::Open { .. } | Pace::Closed { .. } if self.duration == Some(Duration::ZERO) => {
+                Some("duration")
+            }
+            Pace::Open { .. } | Pace::Closed { .. } => None,
+        };
+        match zero {
+            Some(what) => Err(Senseless::Zero(what)),
+            None if self.calls.is_empty() => Err(Senseless::NoCalls),
+            None if self.targets.is_empty() => Err(Senseless::NoTargets),
+            None => Ok(()),
+        }
+    }
+
     /// Closed loop, 16 clients, one pass over `calls`.
     #[must_use]
     pub fn new(calls: Arc<Vec<Call>>, targets: Vec<Target>) -> Self {
