@@ -6,6 +6,7 @@
 use super::actor::{Input, Out};
 use super::clock::Clock;
 use super::policy_hub::PolicyHub;
+use super::tls::Transport;
 use crate::gateway::identity::Names;
 use plimsoll_core::ledger::{StreamId, check};
 use plimsoll_core::policy::{PolicyKey, PolicyVersion};
@@ -32,6 +33,7 @@ pub(super) const MAX_MESSAGE: usize = 64 << 20;
 /// The service that gateways connect to.
 pub(super) struct Streams {
     pub inputs: mpsc::Sender<Input>,
+    pub transport: Transport,
     pub hub: Arc<PolicyHub>,
     pub clock: Arc<Clock>,
     pub metrics: super::metrics::Metrics,
@@ -72,7 +74,8 @@ impl proto::ledger_server::Ledger for Streams {
         let (send, receive) = mpsc::channel(4);
         let stream = Stream {
             id: StreamId(self.next.fetch_add(1, Relaxed)),
-            names: Names::of(&request)?,
+            names: Names::of(&request, &self.transport)
+                .inspect_err(|status| tracing::warn!("{}", status.message()))?,
             said: request.into_inner(),
             send,
             inputs: self.inputs.clone(),
