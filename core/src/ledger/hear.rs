@@ -138,14 +138,10 @@ impl Ledger {
             unknown |= totals.granted > known.granted || totals.settled > known.settled;
             self.take_totals(*epoch, totals, rows, now);
         }
-        let is_open =
-            |epoch: &Epoch| rows.epochs.get(epoch).is_some_and(|record| record.state != EpochState::Closed);
-        self.declared.retain(is_open);
-        self.declared.insert(*epoch);
         if unknown {
             // Commits that were answered are gone: others may hold what we no longer know of. Those too that had
             // declared themselves before this life, after an earlier loss: this may be another.
-            rows.go_back(|epoch| self.declared.contains(epoch));
+            rows.go_back(|epoch| self.streams.values().any(|stream| stream.epoch == *epoch));
         }
         // What the Welcome leaves out must be folded: a gateway that starts again counts it from nothing.
         rows.fold_ended(now);

@@ -81,8 +81,6 @@ pub struct Ledger {
     streams: BTreeMap<StreamId, Stream>,
     /// The stream that speaks for each gateway now.
     speakers: BTreeMap<String, StreamId>,
-    /// Epochs that have said Hello in this life: what they hold stands in the rows.
-    declared: BTreeSet<Epoch>,
     /// What the epochs on a stream said of their slices, and what they were told.
     slices: HashMap<AccountKey, BTreeMap<Epoch, SliceView>>,
     /// Unmet asks in order of arrival.
@@ -154,7 +152,6 @@ impl Ledger {
             limits: BTreeMap::new(),
             streams: BTreeMap::new(),
             speakers: BTreeMap::new(),
-            declared: BTreeSet::new(),
             slices: HashMap::new(),
             asks: BTreeMap::new(),
             asked: BTreeMap::new(),
