@@ -182,6 +182,24 @@ async fn a_row_that_comes_twice_moves_its_bucket_once() {
 }
 
 #[tokio::test]
+async fn a_row_of_an_impossible_instant_is_stored_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let usd = account("all", Unit::Usd);
+    let commit = store.commit(touched(std::slice::from_ref(&usd)), NOW, |all| {
+        let instants = [UnixMs(i64::MIN), UnixMs::NEVER];
+        let rows =
+            (1..).zip(instants).map(|(n, at)| UsageRow { admitted_at: at, ..row(n, vec![usd.clone()], 1) });
+        settle(all, Epoch(7), rows.collect());
+    });
+    commit.await.unwrap();
+    let mut connection = reader(&path).await;
+    let rows = sqlx::query_scalar::<_, i64>("SELECT sum(calls) FROM bucket").fetch_one(&mut connection);
+    assert_eq!(rows.await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn folding_an_epoch_takes_its_holdings_away() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
