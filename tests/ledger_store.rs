@@ -370,6 +370,36 @@ async fn what_is_old_is_forgotten_and_what_is_not_stays() {
 }
 
 #[tokio::test]
+async fn a_lost_epoch_that_holds_nothing_is_closed_after_35_days() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
+    let usd = account("all", Unit::Usd);
+    let (lost, live, holds, waited_for) = (Epoch(1), Epoch(2), Epoch(3), Epoch(4));
+    let commit = store.commit(touched(&[]), NOW, |rows| {
+        for epoch in [lost, live, holds, waited_for] {
+            let record = epoch_mut(rows, epoch);
+            (record.state, record.heard) = (EpochState::Lost, NOW);
+        }
+        epoch_mut(rows, live).state = EpochState::Live;
+        epoch_mut(rows, waited_for).undeclared = true;
+        held_mut(rows, &usd, holds).granted = Amount(1);
+    });
+    commit.await.unwrap();
+    let open = async || store.books().await.unwrap().epochs.into_keys().collect::<Vec<_>>();
+    store.forget(NOW.plus(35 * DAY_MS)).await.unwrap();
+    assert_eq!(open().await, [lost, live, holds, waited_for]);
+    store.forget(NOW.plus(35 * DAY_MS + 1)).await.unwrap();
+    assert_eq!(open().await, [live, holds, waited_for]);
+    // Its holding goes with the balance, 35 days after the window's end.
+    store.forget(MONTH.plus((30 + 35) * DAY_MS + 1)).await.unwrap();
+    assert_eq!(open().await, [live, waited_for]);
+    // A gateway that comes back with it is told.
+    let named = Touched { epochs: [lost].into(), ..Touched::default() };
+    let state = store.commit(named, NOW, |rows| rows.epochs[&lost].state).await.unwrap();
+    assert_eq!(state, EpochState::Closed);
+}
+
+#[tokio::test]
 async fn a_ledger_of_the_first_schema_is_brought_up_and_keeps_what_it_holds() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("l");
