@@ -61,7 +61,7 @@ where
         );
     }
     let discovery = Arc::new(Discovery::default());
-    let services = tonic::service::Routes::new(discovery.service());
+    let services = tonic::service::Routes::new(discovery.service(settings.transport.clone()));
     let ledger = ledger::start_beside(settings, store, services).await?;
     let health = Arc::new(Health::default());
     let latest = watch::Sender::new(Arc::new(Report::default()));

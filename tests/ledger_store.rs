@@ -182,6 +182,24 @@ async fn a_row_that_comes_twice_moves_its_bucket_once() {
 }
 
 #[tokio::test]
+async fn a_row_of_an_impossible_instant_is_stored_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.sqlite");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let usd = account("all", Unit::Usd);
+    let commit = store.commit(touched(std::slice::from_ref(&usd)), NOW, |all| {
+        let instants = [UnixMs(i64::MIN), UnixMs::NEVER];
+        let rows =
+            (1..).zip(instants).map(|(n, at)| UsageRow { admitted_at: at, ..row(n, vec![usd.clone()], 1) });
+        settle(all, Epoch(7), rows.collect());
+    });
+    commit.await.unwrap();
+    let mut connection = reader(&path).await;
+    let rows = sqlx::query_scalar::<_, i64>("SELECT sum(calls) FROM bucket").fetch_one(&mut connection);
+    assert_eq!(rows.await.unwrap(), 2);
+}
+
+#[tokio::test]
 async fn folding_an_epoch_takes_its_holdings_away() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
@@ -349,6 +367,36 @@ async fn what_is_old_is_forgotten_and_what_is_not_stays() {
     assert_eq!(store.forget(MONTH.plus((30 + 35) * DAY_MS + 1)).await.unwrap().balances, 1);
     assert_eq!(store.forget(NOW.plus(801 * DAY_MS)).await.unwrap().buckets, 1);
     assert!(store.books().await.unwrap().balances.is_empty());
+}
+
+#[tokio::test]
+async fn a_lost_epoch_that_holds_nothing_is_closed_after_35_days() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path().join("l")).await.unwrap();
+    let usd = account("all", Unit::Usd);
+    let (lost, live, holds, waited_for) = (Epoch(1), Epoch(2), Epoch(3), Epoch(4));
+    let commit = store.commit(touched(&[]), NOW, |rows| {
+        for epoch in [lost, live, holds, waited_for] {
+            let record = epoch_mut(rows, epoch);
+            (record.state, record.heard) = (EpochState::Lost, NOW);
+        }
+        epoch_mut(rows, live).state = EpochState::Live;
+        epoch_mut(rows, waited_for).undeclared = true;
+        held_mut(rows, &usd, holds).granted = Amount(1);
+    });
+    commit.await.unwrap();
+    let open = async || store.books().await.unwrap().epochs.into_keys().collect::<Vec<_>>();
+    store.forget(NOW.plus(35 * DAY_MS)).await.unwrap();
+    assert_eq!(open().await, [lost, live, holds, waited_for]);
+    store.forget(NOW.plus(35 * DAY_MS + 1)).await.unwrap();
+    assert_eq!(open().await, [live, holds, waited_for]);
+    // Its holding goes with the balance, 35 days after the window's end.
+    store.forget(MONTH.plus((30 + 35) * DAY_MS + 1)).await.unwrap();
+    assert_eq!(open().await, [live, waited_for]);
+    // A gateway that comes back with it is told.
+    let named = Touched { epochs: [lost].into(), ..Touched::default() };
+    let state = store.commit(named, NOW, |rows| rows.epochs[&lost].state).await.unwrap();
+    assert_eq!(state, EpochState::Closed);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn serve(directory: &Path) -> (LedgerHandle, Arc<Discovery>) {
         lost_after_ms: 600_000,
     };
     let discovery = Arc::new(Discovery::default());
-    let services = tonic::service::Routes::new(discovery.service());
+    let services = tonic::service::Routes::new(discovery.service(settings.transport.clone()));
     let store = SqliteStore::open(&file("ledger.db")).await.unwrap();
     let ledger = start_beside(settings, store, services).await.unwrap();
     ledger.publish(BTreeMap::new(), vec![], vec![]).await;
@@ -134,6 +134,27 @@ async fn who_connects_and_says_nothing_holds_nobody_up() {
     ledger.shutdown().await;
 }
 
+#[tokio::test]
+async fn more_silent_connections_than_handshakes_at_a_time_keep_no_gateway_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new(directory.path()).unwrap();
+    let pair = authority.issue("operator", &HOSTS).unwrap();
+    put(&pair, directory.path());
+    let (ledger, _) = serve(directory.path()).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(ledger.address()).await.unwrap());
+    }
+    // Sooner than the silent ones are given up.
+    let shown = shown(ledger.address(), &authority.ca, &pair);
+    assert!(
+        timeout(Duration::from_secs(2), shown).await.expect("it has to wait for the silent ones").is_ok()
+    );
+    // The oldest was dropped for it: its connection ends.
+    assert!(!matches!(timeout(SOON, silent[0].read(&mut [0])).await.unwrap(), Ok(1..)));
+    ledger.shutdown().await;
+}
+
 async fn channel(server: SocketAddr, authority: &Path, own: &Pair) -> Channel {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap();
     let tls = ClientTlsConfig::new()
@@ -188,6 +209,8 @@ async fn a_gateway_is_whom_its_certificate_names() {
     let shared = authority.issue("shared", &HOSTS).unwrap();
     let bound = authority.issue("bound", &["gw-1.gateway.plimsoll"]).unwrap();
     let any = authority.issue("any", &["*.gateway.plimsoll"]).unwrap();
+    let tilde = authority.issue("tilde", &["sidecar~gw-1.gateway.plimsoll", "localhost"]).unwrap();
+    let long = authority.issue("long", &[&format!("{}.gateway.plimsoll", "x".repeat(64))]).unwrap();
     let cases = [
         (&shared, "gw-1", true),
         (&shared, "gw-2", true),
@@ -195,6 +218,9 @@ async fn a_gateway_is_whom_its_certificate_names() {
         // An id that nobody else has here: it is in only if this one lets it in.
         (&bound, "gw-9", false),
         (&any, "gw-3", true),
+        // Made for one gateway each, by a name that is none.
+        (&tilde, "gw-9", false),
+        (&long, "gw-9", false),
     ];
     for (epoch, (pair, id, permitted)) in (1..).zip(cases) {
         let channel = channel(ledger.address(), &authority.ca, pair).await;
@@ -204,7 +230,13 @@ async fn a_gateway_is_whom_its_certificate_names() {
                 Err(status) => {
                     assert!(!permitted, "{id} with {}: {status}", pair.cert.display());
                     assert_eq!(status.code(), Code::PermissionDenied);
-                    assert!(status.message().contains("gw-9 shows a certificate for gw-1.gateway.plimsoll"));
+                    let says = |words| status.message().contains(words);
+                    match pair.cert == bound.cert {
+                        true => {
+                            assert!(says("gw-9 shows a certificate for gw-1.gateway.plimsoll"), "{status}")
+                        }
+                        false => assert!(says("none of its names is a valid DNS name"), "{status}"),
+                    }
                 }
             }
         }

@@ -144,7 +144,7 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 async fn serve(discovery: &Arc<Discovery>, address: SocketAddr) -> (SocketAddr, oneshot::Sender<()>) {
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = discovery.service();
+    let service = discovery.service(plimsoll::ledger::Transport::PlainText);
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::spawn(async move {

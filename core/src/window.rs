@@ -258,8 +258,8 @@ impl WindowSpec {
 }
 
 /// The years that calendars are computed for; an instant outside counts as the nearest one inside.
-const FIRST_MS: i64 = -62_135_596_800_000;
-const LAST_MS: i64 = 250_000_000_000_000;
+pub(crate) const FIRST_MS: i64 = -62_135_596_800_000;
+pub(crate) const LAST_MS: i64 = 250_000_000_000_000;
 
 fn timestamp(at: UnixMs) -> Timestamp {
     Timestamp::from_millisecond(at.0.clamp(FIRST_MS, LAST_MS)).unwrap_or(Timestamp::UNIX_EPOCH)

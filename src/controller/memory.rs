@@ -55,9 +55,9 @@ impl Memory {
         path.push("-budgets");
         let path = PathBuf::from(path);
         let shown = path.display();
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
                 return Err(error).with_context(|| {
                     format!(
@@ -68,12 +68,20 @@ impl Memory {
             }
         };
         let mut budgets = BTreeMap::new();
-        for (index, line) in text.lines().enumerate() {
+        for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            let number = index + 1;
             match read(line) {
                 Some(Line { budget, body: Some(body) }) => drop(budgets.insert(budget, body)),
                 Some(Line { budget, body: None }) => drop(budgets.remove(&budget)),
-                // The last one may have been cut by the end of a machine.
-                None => tracing::warn!("{shown}:{}: this line is not understood and left out", index + 1),
+                // Only the last one has no end: it was cut by the end of a machine.
+                None if !line.ends_with(b"\n") => {
+                    tracing::warn!("{shown}:{number}: this line was cut short and is left out");
+                }
+                // Left out, it would be gone for good with the next change of any budget.
+                None => anyhow::bail!(
+                    "{shown}:{number}: this line, of a budget in force, is not understood; mend it, or remove the \
+                     file when every manifest is good"
+                ),
             }
         }
         Ok((Self { path, file: None, lines: 0 }, budgets))
@@ -149,8 +157,8 @@ fn name(key: &PolicyKey) -> Option<&ObjectName> {
     }
 }
 
-fn read(line: &str) -> Option<Line> {
-    let line: Line = serde_json::from_str(line).ok()?;
+fn read(line: &[u8]) -> Option<Line> {
+    let line: Line = serde_json::from_slice(line).ok()?;
     let limits = line.body.iter().flat_map(|body| &body.limits);
     let known = limits.map(|limit| limit.window.parse::<WindowSpec>()).all(|window| window.is_ok());
     known.then_some(line)
@@ -220,8 +228,29 @@ mod tests {
         let expected = [("a".to_owned(), 3), ("c".to_owned(), 4)];
         assert_eq!(amounts(&ledger), expected);
         let mut file = File::options().append(true).open(memory.path()).unwrap();
-        file.write_all(b"{\"budget\":\"finance/a\",\"bo").unwrap();
+        // Cut within a letter.
+        file.write_all(b"{\"budget\":\"finance/a\",\"bo\xc3").unwrap();
         assert_eq!(amounts(&ledger), expected);
+    }
+
+    #[test]
+    fn a_line_that_is_whole_and_not_understood_is_named_and_not_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = directory.path().join("ledger.db");
+        let (mut memory, _) = Memory::open(&ledger).unwrap();
+        let mut policy = Policy::new();
+        memory.note(&change(&mut policy, "a", Some(1)), &policy).unwrap();
+        let good = std::fs::read_to_string(memory.path()).unwrap();
+        for bad in ["{\"budget\":\"finance/b\",\"bo\n", "{\"budget\":\"finance/b\",\"of\":\"later\"}\n"] {
+            // In the middle, and last.
+            for (text, number) in [(format!("{bad}{good}"), 1), (format!("{good}{bad}"), 2)] {
+                std::fs::write(memory.path(), &text).unwrap();
+                let error = format!("{:#}", Memory::open(&ledger).unwrap_err());
+                assert!(error.contains(&format!("ledger.db-budgets:{number}: ")), "{error}");
+                assert!(error.contains("mend it, or remove the file"), "{error}");
+                assert_eq!(std::fs::read_to_string(memory.path()).unwrap(), text);
+            }
+        }
     }
 
     #[test]

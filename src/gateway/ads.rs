@@ -8,6 +8,7 @@ use super::acks::Gateways;
 use super::identity::Names;
 use super::snapshot::Snapshot;
 use super::stream::{Heard, Stream};
+use crate::ledger::Transport;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -73,10 +74,10 @@ impl Discovery {
         self.stopping.send_replace(true);
     }
 
-    /// The service, for a tonic router.
+    /// The service, for a tonic router that is reached by `transport`.
     #[must_use]
-    pub fn service(self: &Arc<Self>) -> AggregatedDiscoveryServiceServer<Service> {
-        AggregatedDiscoveryServiceServer::new(Service(Arc::clone(self)))
+    pub fn service(self: &Arc<Self>, transport: Transport) -> AggregatedDiscoveryServiceServer<Service> {
+        AggregatedDiscoveryServiceServer::new(Service { discovery: Arc::clone(self), transport })
     }
 
     async fn serve(
@@ -185,7 +186,10 @@ fn identify<'a>(
 
 /// The gRPC face of [`Discovery`].
 #[derive(Clone, Debug)]
-pub struct Service(Arc<Discovery>);
+pub struct Service {
+    discovery: Arc<Discovery>,
+    transport: Transport,
+}
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Service {
@@ -206,8 +210,9 @@ impl AggregatedDiscoveryService for Service {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let (responses, outgoing) = mpsc::channel(4);
-        let discovery = Arc::clone(&self.0);
-        let names = Names::of(&request)?;
+        let discovery = Arc::clone(&self.discovery);
+        let names = Names::of(&request, &self.transport)
+            .inspect_err(|status| tracing::warn!("{}", status.message()))?;
         tokio::spawn(async move { discovery.serve(names, request.into_inner(), responses).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }

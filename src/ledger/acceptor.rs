@@ -7,11 +7,12 @@
 
 use super::tls::{TlsError, TlsFiles};
 use rustls::ServerConfig;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -19,9 +20,10 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// How often the files are looked at while nobody connects: a bad one should be named soon.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long a handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Handshakes at a time; then whoever connects waits in the listener's queue.
+/// How long a handshake may take: a few round trips.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
+/// Handshakes at a time; one more, and the oldest is dropped. Whoever has shown no certificate yet may be
+/// anybody: if the new one waited instead, a few hundred connections that say nothing would keep gateways out.
 const MAX_HANDSHAKES: usize = 256;
 /// The pause after a connection that could not be accepted: no file descriptor is free, for one.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
@@ -61,6 +63,7 @@ impl Acceptor {
         let (into, accepted) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut handshakes = JoinSet::new();
+            let mut by_age = VecDeque::<AbortHandle>::new();
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -74,10 +77,18 @@ impl Acceptor {
                             return;
                         }
                     }
-                    connection = listener.accept(), if handshakes.len() < MAX_HANDSHAKES => match connection {
+                    // Those beyond the most are done or dropped, and joined above.
+                    connection = listener.accept(), if handshakes.len() < 2 * MAX_HANDSHAKES => match connection {
                         Ok((connection, _)) => {
                             self.look();
-                            handshakes.spawn(handshake(TlsAcceptor::from(Arc::clone(&self.config)), connection));
+                            if by_age.len() >= MAX_HANDSHAKES {
+                                by_age.retain(|handshake| !handshake.is_finished());
+                            }
+                            if by_age.len() >= MAX_HANDSHAKES && let Some(oldest) = by_age.pop_front() {
+                                oldest.abort();
+                            }
+                            let acceptor = TlsAcceptor::from(Arc::clone(&self.config));
+                            by_age.push_back(handshakes.spawn(handshake(acceptor, connection)));
                         }
                         Err(error) => {
                             tracing::warn!(%error, "a connection can't be accepted");

@@ -17,6 +17,7 @@ use plimsoll_core::ledger::{EpochState, Event, Ledger, Rows, Settings, StreamId,
 use plimsoll_core::protocol::{FromGateway, FromLedger};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -270,7 +271,8 @@ impl<S: Store> Actor<S> {
             for gateway in &undeclared {
                 tracing::error!(
                     gateway,
-                    "has not said Hello since the ledger went back; start it, or run: plimsoll retire {gateway}"
+                    "has not said Hello since the ledger went back; start it, or run: {}",
+                    retirement(gateway, self.store.path())
                 );
             }
             self.life.undeclared = undeclared;
@@ -349,7 +351,32 @@ struct Stepped {
     rows: u64,
 }
 
+/// The command that retires `gateway`, for a shell.
+fn retirement(gateway: &str, ledger: &Path) -> String {
+    // An older build may have stored any id; and no path is known to be harmless.
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    format!("plimsoll retire {} --ledger {}", quoted(gateway), quoted(&ledger.display().to_string()))
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_retire_a_gateway_is_whole_and_runs_nothing_else() {
+        let ledger = Path::new("/var/lib/plimsoll/ledger.db");
+        assert_eq!(
+            retirement("gateway-3", ledger),
+            "plimsoll retire 'gateway-3' --ledger '/var/lib/plimsoll/ledger.db'"
+        );
+        assert_eq!(
+            retirement("x'; reboot #", ledger),
+            r"plimsoll retire 'x'\''; reboot #' --ledger '/var/lib/plimsoll/ledger.db'"
+        );
+    }
 }

@@ -140,6 +140,7 @@ pub async fn start_beside<S: Store>(
     };
     let streams = Streams {
         inputs: inputs.clone(),
+        transport: transport.clone(),
         hub: Arc::clone(&hub),
         clock: Arc::clone(&clock),
         metrics: metrics.clone(),

@@ -9,7 +9,7 @@ use plimsoll_core::ids::{Epoch, UnixMs};
 use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Made once, at the store's first start.
 #[derive(Clone)]
@@ -30,6 +30,9 @@ impl std::fmt::Debug for Identity {
 pub trait Store: Send + Sync + 'static {
     /// Who we are.
     fn identity(&self) -> &Identity;
+
+    /// Its file, as commands beside the operator are given it.
+    fn path(&self) -> &Path;
 
     /// The latest `now` of any commit: the ledger's clock may not go back behind it.
     fn latest(&self) -> UnixMs;

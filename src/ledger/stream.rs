@@ -6,16 +6,18 @@
 use super::actor::{Input, Out};
 use super::clock::Clock;
 use super::policy_hub::PolicyHub;
+use super::tls::Transport;
 use crate::gateway::identity::Names;
 use plimsoll_core::ledger::{StreamId, check};
 use plimsoll_core::policy::{PolicyKey, PolicyVersion};
 use plimsoll_core::protocol::{FromGateway, FromLedger, Hello};
 use plimsoll_wire::proto;
 use prost::Message;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -32,6 +34,7 @@ pub(super) const MAX_MESSAGE: usize = 64 << 20;
 /// The service that gateways connect to.
 pub(super) struct Streams {
     pub inputs: mpsc::Sender<Input>,
+    pub transport: Transport,
     pub hub: Arc<PolicyHub>,
     pub clock: Arc<Clock>,
     pub metrics: super::metrics::Metrics,
@@ -72,7 +75,8 @@ impl proto::ledger_server::Ledger for Streams {
         let (send, receive) = mpsc::channel(4);
         let stream = Stream {
             id: StreamId(self.next.fetch_add(1, Relaxed)),
-            names: Names::of(&request)?,
+            names: Names::of(&request, &self.transport)
+                .inspect_err(|status| tracing::warn!("{}", status.message()))?,
             said: request.into_inner(),
             send,
             inputs: self.inputs.clone(),
@@ -80,7 +84,7 @@ impl proto::ledger_server::Ledger for Streams {
             clock: Arc::clone(&self.clock),
             metrics: self.metrics.clone(),
             room: Arc::clone(&self.room),
-            large: None,
+            read: None,
         };
         let mut stopped = self.stopped.clone();
         // The answer's headers go at once: the gateway may wait for them before its Hello.
@@ -110,14 +114,47 @@ struct Stream {
     clock: Arc<Clock>,
     metrics: super::metrics::Metrics,
     room: Arc<Semaphore>,
-    /// Read, and not told to the ledger: it waits for room.
-    large: Option<proto::GatewayMessage>,
+    /// Read, and not told to the ledger.
+    read: Option<Read>,
+}
+
+/// A message, and its place among those that wait for room.
+struct Read {
+    message: proto::GatewayMessage,
+    /// Kept while others are served between: anew, a large message would be behind small ones for ever.
+    waits: Option<Pin<Box<dyn Future<Output = Result<Room, AcquireError>> + Send + Sync>>>,
+}
+
+impl Read {
+    fn new(message: proto::GatewayMessage, room: &Arc<Semaphore>) -> Self {
+        let waits = match message.encoded_len() {
+            0..=SMALL => None,
+            bytes => {
+                let pages = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).min(MAX_PAGES);
+                Some(Box::pin(Arc::clone(room).acquire_many_owned(pages)) as _)
+            }
+        };
+        Self { message, waits }
+    }
+
+    /// The room that it takes up, once. Dropped while it waits, it goes on from its place.
+    async fn room(&mut self) -> Result<Option<Room>, Status> {
+        let Some(waits) = &mut self.waits else { return Ok(None) };
+        let room = waits.await.map_err(|_| Status::unavailable("the ledger has shut down"))?;
+        self.waits = None;
+        Ok(Some(room))
+    }
 }
 
 impl Stream {
     async fn run(mut self) -> Result<(), Status> {
         let silent = |_| Status::deadline_exceeded("say Hello first, within 10 s");
-        let (hello, room) = match timeout(HELLO_WITHIN, self.hear()).await.map_err(silent)?? {
+        // Not for the room that it takes up: that it may have to wait for is no fault of the gateway's.
+        timeout(HELLO_WITHIN, self.read()).await.map_err(silent)??;
+        if self.read.is_none() {
+            return Ok(());
+        }
+        let (hello, room) = match self.hear().await? {
             Some((FromGateway::Hello(hello), room)) => (hello, room),
             Some(_) => return Err(Status::failed_precondition("the first message must be Hello")),
             None => return Ok(()),
@@ -186,23 +223,24 @@ impl Stream {
         Ok(())
     }
 
+    /// Reads the next message, unless one was read and not taken yet; none is there when the gateway has ended
+    /// the stream.
+    async fn read(&mut self) -> Result<(), Status> {
+        if self.read.is_none() {
+            let message = self.said.message().await?;
+            self.read = message.map(|message| Read::new(message, &self.room));
+        }
+        Ok(())
+    }
+
     /// The next message, and the room that it takes up; `None` when the gateway has ended the stream. Nothing is
     /// lost if it is dropped while it waits.
     async fn hear(&mut self) -> Result<Option<(FromGateway, Option<Room>)>, Status> {
-        if self.large.is_none() {
-            let Some(message) = self.said.message().await? else { return Ok(None) };
-            self.large = Some(message);
-        }
+        self.read().await?;
+        let Some(read) = &mut self.read else { return Ok(None) };
         // A message that waits for room keeps its stream from being read, and no other.
-        let room = match self.large.as_ref().map_or(0, Message::encoded_len) {
-            0..=SMALL => None,
-            bytes => {
-                let pages = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).min(MAX_PAGES);
-                let room = Arc::clone(&self.room).acquire_many_owned(pages).await;
-                Some(room.map_err(|_| Status::unavailable("the ledger has shut down"))?)
-            }
-        };
-        let Some(message) = self.large.take() else { return Ok(None) };
+        let room = read.room().await?;
+        let Some(Read { message, waits: _ }) = self.read.take() else { return Ok(None) };
         // It quotes what was said, which may be megabytes; a status is a header.
         let shorten = |text: String| text.chars().take(MOST_WORDS).collect::<String>();
         let refuse = |error: &dyn std::fmt::Display| Status::invalid_argument(shorten(error.to_string()));
@@ -224,5 +262,46 @@ impl Stream {
 
     async fn tell(&self, input: Input) -> Result<(), Status> {
         self.inputs.send(input).await.map_err(|_| Status::unavailable("the ledger has shut down"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use plimsoll_core::ids::{Epoch, ObjectName};
+    use plimsoll_core::protocol::LogState;
+
+    /// A Hello of so many policy objects, 30 bytes and more each.
+    fn hello(objects: usize) -> proto::GatewayMessage {
+        let key = |n| PolicyKey::Budget(ObjectName::new("finance", format!("b{n}")));
+        FromGateway::Hello(Hello {
+            gateway: "gw".into(),
+            epoch: Epoch(1),
+            log: LogState::New,
+            sequence: 0,
+            totals: vec![],
+            policy: (0..objects).map(|n| (key(n), PolicyVersion::of(""))).collect(),
+        })
+        .into()
+    }
+
+    #[tokio::test]
+    async fn a_large_message_keeps_its_place_however_often_it_is_looked_at() {
+        let all = room();
+        let mut held = Arc::clone(&all).acquire_many_owned(MAX_PAGES).await.unwrap();
+        let mut large = Read::new(hello(10_000), &all);
+        assert!(large.room().now_or_never().is_none(), "there is no room");
+        // Of a few pages.
+        let mut later = Read::new(hello(1_000), &all);
+        assert!(later.room().now_or_never().is_none());
+        // As when something else came on its stream meanwhile.
+        assert!(large.room().now_or_never().is_none());
+        drop(held.split(20));
+        assert!(later.room().now_or_never().is_none(), "it came later");
+        drop(held);
+        assert!(large.room().now_or_never().unwrap().unwrap().is_some());
+        assert!(later.room().now_or_never().unwrap().unwrap().is_some());
+        assert!(Read::new(hello(1), &all).room().await.unwrap().is_none(), "it needs none");
     }
 }

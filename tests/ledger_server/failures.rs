@@ -53,6 +53,9 @@ impl Store for Shared {
     fn identity(&self) -> &plimsoll::ledger::Identity {
         self.0.identity()
     }
+    fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
     fn latest(&self) -> UnixMs {
         self.0.latest()
     }

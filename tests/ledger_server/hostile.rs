@@ -4,6 +4,7 @@
 use super::fixture::*;
 use plimsoll::ledger::{LedgerState, SqliteStore};
 use plimsoll_core::account::{AccountKey, Amount};
+use plimsoll_core::ids::UnixMs;
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::protocol::{Answer, Ask, AskId, FromGateway, FromLedger, Need, NoKind, Report};
 use plimsoll_wire::proto;
@@ -54,6 +55,8 @@ async fn what_no_gateway_says_is_refused_by_name_and_others_are_served_on() {
     };
     let mut refunds = row(1, 1, now);
     refunds.charge.usd = NanoUsd(-5 * DOLLAR);
+    let (mut early, mut late) = (row(1, 1, now), row(1, 1, now));
+    (early.admitted_at, late.settled_at) = (UnixMs(i64::MIN), UnixMs::NEVER);
     let mut everywhere = row(1, 1, now);
     everywhere.accounts = vec![account(); 65];
     // Whether it has said Hello, what it says, and what it is told.
@@ -63,6 +66,13 @@ async fn what_no_gateway_says_is_refused_by_name_and_others_are_served_on() {
         ("an ask first", false, ask(1, 1).into(), Code::FailedPrecondition, "must be Hello"),
         ("no name", false, hello("", 9, vec![]).into(), Code::InvalidArgument, "Hello.gateway is empty"),
         ("5 MB of name", false, hello(&"x".repeat(5 << 20), 9, vec![]).into(), Code::InvalidArgument, "256"),
+        (
+            "a command",
+            false,
+            hello("$(reboot)'; \u{1b}[2J", 9, vec![]).into(),
+            Code::InvalidArgument,
+            "Hello.gateway has characters beside",
+        ),
         ("a short epoch", false, short_epoch(), Code::InvalidArgument, "Hello.epoch"),
         ("Hello again", true, hello("bad", 2, vec![]).into(), Code::FailedPrecondition, "once"),
         (
@@ -76,6 +86,8 @@ async fn what_no_gateway_says_is_refused_by_name_and_others_are_served_on() {
         ("5 MB of garbage", true, named("x".repeat(5 << 20)), Code::InvalidArgument, "Ask.needs.account"),
         ("65 needs", true, needs(65).into(), Code::InvalidArgument, "64 accounts"),
         ("a refund", true, report(vec![], vec![refunds]).said(), Code::InvalidArgument, "below zero"),
+        ("before all years", true, report(vec![], vec![early]).said(), Code::InvalidArgument, "calendar"),
+        ("after all years", true, report(vec![], vec![late]).said(), Code::InvalidArgument, "calendar"),
         ("65 accounts", true, report(vec![], vec![everywhere]).said(), Code::InvalidArgument, "64 accounts"),
     ];
     for (n, (what, greeted, message, code, words)) in (1_u64..).zip(cases) {

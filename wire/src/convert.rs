@@ -36,9 +36,9 @@ fn present<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {
 }
 
 /// Accounts that a thread remembers by their texts.
-const KNOWN: usize = 16_384;
+const KNOWN: usize = 4_096;
 /// Bytes of a text that is remembered; names are shorter, what is longer is read each time.
-const MOST_KNOWN: usize = 1_024;
+const MOST_KNOWN: usize = 256;
 
 thread_local! {
     /// Every row names the same few accounts: read once, they share their names, and compare at a glance.
@@ -697,5 +697,27 @@ impl TryFrom<proto::Decision> for Decision {
             paused_at: UnixMs(paused_at),
             answered_at: UnixMs(answered_at),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_remembers_of_accounts_stays_below_a_few_mebibytes() {
+        let read = |text: String| account("Ask.needs.account", &text).unwrap().text();
+        for n in 0..20_000 {
+            // Keys that peers choose: as long as is remembered, and longer.
+            for length in [150, 1_000] {
+                let text = format!("finance|all|month|USD|Month@UTC|0|{n:0length$}");
+                assert_eq!(read(text.clone()), text);
+            }
+        }
+        ACCOUNTS.with_borrow(|known| {
+            assert!(known.len() > 1_000);
+            let bytes: usize = known.keys().map(String::capacity).sum();
+            assert!(bytes <= 1 << 20, "{bytes} bytes of texts");
+        });
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::account::{AccountKey, MAX_ACCOUNTS};
 use crate::protocol::{Ask, Decision, FromGateway, Hello, Report, UsageRow};
+use crate::window::{FIRST_MS, LAST_MS};
 
 /// The longest id of a gateway, in bytes: a pod's name has 253 at most.
 const LONGEST_ID: usize = 256;
@@ -34,6 +35,10 @@ pub fn check(said: &FromGateway) -> Result<(), Absurd> {
                 0 => return absurd("is empty (set Envoy's node id)"),
                 1..=LONGEST_ID => {}
                 _ => return absurd("has more than 256 bytes"),
+            }
+            // It is shown in logs, and in a command that is ready to be run.
+            if !gateway.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~:/-".contains(&byte)) {
+                return absurd("has characters beside letters, digits and ._~:/- (set Envoy's node id)");
             }
             accounts("Hello.totals.account", totals.iter().map(|totals| &totals.account))
         }
@@ -64,6 +69,10 @@ fn row(row: &UsageRow) -> Result<(), Absurd> {
     // It would give money back that others have spent.
     if [row.charge.usd, row.reserve.usd, row.best_tier_cost].iter().any(|usd| usd.0 < 0) {
         return Err(Absurd { field: "UsageRow", what: "has a cost below zero" });
+    }
+    if [row.paused_at, row.admitted_at, row.settled_at].iter().any(|at| !(FIRST_MS..=LAST_MS).contains(&at.0))
+    {
+        return Err(Absurd { field: "UsageRow", what: "was not in any year of the calendar" });
     }
     Ok(())
 }

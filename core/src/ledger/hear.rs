@@ -121,7 +121,6 @@ impl Ledger {
             rows.fold(epoch);
             self.forget_epoch(epoch);
         }
-        let known_to_be_back = rows.went_back();
         let record = rows.epoch_mut(*epoch);
         record.gateway.clone_from(gateway);
         (record.state, record.undeclared) = (EpochState::Live, false);
@@ -139,8 +138,9 @@ impl Ledger {
             unknown |= totals.granted > known.granted || totals.settled > known.settled;
             self.take_totals(*epoch, totals, rows, now);
         }
-        if unknown && !known_to_be_back {
-            // Commits that were answered are gone: others may hold what we no longer know of.
+        if unknown {
+            // Commits that were answered are gone: others may hold what we no longer know of. Those too that had
+            // declared themselves before this life, after an earlier loss: this may be another.
             rows.go_back(|epoch| self.streams.values().any(|stream| stream.epoch == *epoch));
         }
         // What the Welcome leaves out must be folded: a gateway that starts again counts it from nothing.
@@ -362,4 +362,66 @@ fn observed_accounts(row: &UsageRow, limits: &BTreeMap<LimitKey, Terms>) -> Vec<
         }
     }
     accounts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Event, Settings};
+    use super::*;
+    use crate::account::Unit;
+    use crate::ids::{Incarnation, ObjectName};
+    use crate::protocol::LogState;
+
+    fn life(number: u128) -> Ledger {
+        let settings = Settings { ride_through_ms: 60_000, lost_after_ms: 600_000, hmac_key: [0; 32] };
+        Ledger::new(Incarnation(number), settings)
+    }
+
+    /// Says Hello for gateway and epoch `number`, which was granted so much; returns whether commits are lost.
+    fn greet(ledger: &mut Ledger, rows: &mut Rows, number: u64, granted: i64) -> bool {
+        let limit = ObjectName::new("finance", "all");
+        let limit = LimitKey::new(limit, "total".into(), Unit::Usd, "Total@UTC".into());
+        let totals = Totals {
+            account: AccountKey { limit, start: UnixMs(0), key: String::new() },
+            granted: Amount(granted),
+            returned: Amount(0),
+            settled: Amount(0),
+            reserved: Amount(0),
+            rate: Amount(0),
+            w_max: Amount(1),
+            recall_seen: 0,
+        };
+        let hello = Hello {
+            gateway: format!("gw-{number}"),
+            epoch: Epoch(number.into()),
+            log: LogState::Intact,
+            totals: vec![totals],
+            sequence: 0,
+            policy: vec![],
+        };
+        ledger.step(&[Event::Said(StreamId(number), FromGateway::Hello(hello))], rows, UnixMs(1));
+        rows.went_back()
+    }
+
+    #[test]
+    fn a_second_loss_before_the_first_is_closed_is_a_loss_of_every_gateway_again() {
+        let (mut ledger, mut rows) = (life(1), Rows::default());
+        for gateway in [1, 2, 3] {
+            assert!(!greet(&mut ledger, &mut rows, gateway, 0));
+        }
+        // Lost: what the first was granted. It says so; the others have yet to speak.
+        let mut ledger = life(2);
+        assert!(greet(&mut ledger, &mut rows, 1, 5));
+        let backup = rows.clone();
+        assert!(greet(&mut ledger, &mut rows, 2, 0));
+        assert!(!greet(&mut ledger, &mut rows, 3, 0), "all have spoken");
+        // Then each was granted more, and all that is lost again with the backup.
+        for order in [[2, 3], [3, 2]] {
+            let (mut ledger, mut rows) = (life(3), backup.clone());
+            assert!(greet(&mut ledger, &mut rows, order[0], 7));
+            assert!(greet(&mut ledger, &mut rows, order[1], 0), "nobody knows what the first holds");
+            assert!(!greet(&mut ledger, &mut rows, 1, 9), "all have spoken in this life");
+            assert_eq!(rows.balances.values().flat_map(|balance| balance.held.values()).count(), 3);
+        }
+    }
 }

@@ -107,6 +107,10 @@ impl Store for SqliteStore {
         &self.identity
     }
 
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn latest(&self) -> UnixMs {
         UnixMs(self.latest.load(Relaxed))
     }

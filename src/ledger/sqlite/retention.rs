@@ -13,6 +13,8 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 const ROWS_MS: i64 = 35 * DAY_MS;
 const BUCKETS_MS: i64 = 800 * DAY_MS;
 const DECISIONS_MS: i64 = DAY_MS;
+/// How long a lost epoch that holds nothing stays open.
+const LOST_MS: i64 = 35 * DAY_MS;
 
 /// The most usage rows, buckets, balances and names that one call takes away: a commit waits for no longer
 /// than that. As the statements have it.
@@ -106,8 +108,17 @@ pub(super) async fn forget(
         )
         .await?;
     }
+    // An epoch that is lost for longer than any row is kept, and holds nothing, has nothing to say that counts.
+    // Open, it would be read with each commit, and waited for when the ledger goes back. One that is waited for
+    // may hold what is not known here: it is left to people.
+    run(
+        "UPDATE epoch SET state = 2 WHERE state = 1 AND undeclared = 0 AND heard < ?
+             AND NOT EXISTS (SELECT 1 FROM holding WHERE holding.epoch = epoch.id)",
+        before(LOST_MS),
+    )
+    .await?;
     // A closed epoch is remembered longer than its rows: a gateway that comes back with it must be told.
-    // One that is not closed is never forgotten, however silent.
+    // One that is not closed is never forgotten.
     run(
         "DELETE FROM epoch WHERE state = 2 AND heard < ?
              AND NOT EXISTS (SELECT 1 FROM holding WHERE holding.epoch = epoch.id)

@@ -47,7 +47,7 @@ fn dimension(row: &UsageRow) -> Dimension<'_> {
 
 /// The first instant of the quarter hour in which it was admitted.
 fn quarter(row: &UsageRow) -> i64 {
-    row.admitted_at.0.div_euclid(QUARTER_MS) * QUARTER_MS
+    row.admitted_at.0.div_euclid(QUARTER_MS).saturating_mul(QUARTER_MS)
 }
 
 /// Rows in one statement: 26 columns each.
