@@ -118,11 +118,13 @@ struct Stream {
     read: Option<Read>,
 }
 
+type Wait = Pin<Box<dyn Future<Output = Result<Room, AcquireError>> + Send + Sync>>;
+
 /// A message, and its place among those that wait for room.
 struct Read {
     message: proto::GatewayMessage,
     /// Kept while others are served between: anew, a large message would be behind small ones for ever.
-    waits: Option<Pin<Box<dyn Future<Output = Result<Room, AcquireError>> + Send + Sync>>>,
+    waits: Option<Wait>,
 }
 
 impl Read {
@@ -131,7 +133,7 @@ impl Read {
             0..=SMALL => None,
             bytes => {
                 let pages = u32::try_from(bytes.div_ceil(PAGE)).unwrap_or(u32::MAX).min(MAX_PAGES);
-                Some(Box::pin(Arc::clone(room).acquire_many_owned(pages)) as _)
+                Some(Box::pin(Arc::clone(room).acquire_many_owned(pages)) as Wait)
             }
         };
         Self { message, waits }
