@@ -38,7 +38,7 @@ pub struct Slice {
 impl Slice {
     pub(crate) fn new(key: AccountKey) -> Self {
         Self {
-            text: key.to_string(),
+            text: key.text(),
             key,
             end: AtomicI64::new(UnixMs::NEVER.0),
             free: AtomicI64::new(0),
