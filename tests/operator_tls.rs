@@ -119,6 +119,15 @@ async fn a_new_connection_gets_the_files_of_now_and_a_bad_file_leaves_the_last_g
     ledger.shutdown().await;
 }
 
+/// Connections that say nothing.
+async fn silent(server: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut silent = Vec::new();
+    for _ in 0..count {
+        silent.push(TcpStream::connect(server).await.unwrap());
+    }
+    silent
+}
+
 #[tokio::test]
 async fn who_connects_and_says_nothing_holds_nobody_up() {
     let directory = tempfile::tempdir().unwrap();
@@ -126,10 +135,7 @@ async fn who_connects_and_says_nothing_holds_nobody_up() {
     let pair = authority.issue("operator", &HOSTS).unwrap();
     put(&pair, directory.path());
     let (ledger, _) = serve(directory.path()).await;
-    let mut silent = Vec::new();
-    for _ in 0..20 {
-        silent.push(TcpStream::connect(ledger.address()).await.unwrap());
-    }
+    let _silent = silent(ledger.address(), 20).await;
     assert!(shown(ledger.address(), &authority.ca, &pair).await.is_ok());
     ledger.shutdown().await;
 }
@@ -141,10 +147,7 @@ async fn more_silent_connections_than_handshakes_at_a_time_keep_no_gateway_out()
     let pair = authority.issue("operator", &HOSTS).unwrap();
     put(&pair, directory.path());
     let (ledger, _) = serve(directory.path()).await;
-    let mut silent = Vec::new();
-    for _ in 0..300 {
-        silent.push(TcpStream::connect(ledger.address()).await.unwrap());
-    }
+    let mut silent = silent(ledger.address(), 300).await;
     // Sooner than the silent ones are given up.
     let shown = shown(ledger.address(), &authority.ca, &pair);
     assert!(
