@@ -263,7 +263,9 @@ async fn an_operator_that_comes_back_is_told_what_the_gateway_holds_and_traffic_
     let keys = [ResourceKey::cluster("a"), ResourceKey::secret("p/a/key")];
     let first = Arc::new(Discovery::default());
     first.publish(now.clone());
-    let (address, stop) = serve(&first, "127.0.0.1:0".parse().unwrap()).await;
+    // A port that is served twice must be nobody's meanwhile.
+    let address = SocketAddr::from(([127, 0, 0, 1], harness::free_port().unwrap()));
+    let (_, stop) = serve(&first, address).await;
     let envoy = Envoy::start("gw-back", address);
     acknowledged(&first, "gw-back", &now, &keys).await;
     until("traffic", || envoy.call("a", "x").filter(|(status, _)| *status == 200)).await;

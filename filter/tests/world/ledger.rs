@@ -7,6 +7,7 @@ use plimsoll_core::policy::{Body, PolicyKey, PolicyObject};
 use plimsoll_core::protocol::{
     Decision, FromGateway, FromLedger, Hello, LogState, PolicyAck, PolicyDelta, UsageRow,
 };
+use plimsoll_sim::harness::free_port;
 use plimsoll_wire::proto::ledger_server::{Ledger as Service, LedgerServer};
 use plimsoll_wire::proto::{GatewayMessage, LedgerMessage};
 use std::collections::BTreeMap;
@@ -197,19 +198,18 @@ impl Ledger {
         };
         state.step(&[Event::Limits(limits)]);
         let state = Arc::new(Mutex::new(state));
-        let mut ledger = Self { port: 0, state, runtime: None, tls: None };
+        let mut ledger = Self { port: free_port().unwrap(), state, runtime: None, tls: None };
         ledger.serve();
         ledger
     }
 
-    /// Serves, at the port of before if there was one.
+    /// Serves, always at the same port.
     pub fn serve(&mut self) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let port = self.port;
         let listener = runtime
             .block_on(async move { tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap() });
-        self.port = listener.local_addr().unwrap().port();
         let handle = Handle(self.state.clone());
         let server = tonic::transport::Server::builder();
         let mut server = match &self.tls {

@@ -6,12 +6,13 @@
 pub mod certs;
 pub mod envoy;
 pub mod http;
+mod ports;
 mod process;
 pub mod stack;
 
+pub use ports::free_port;
 pub use process::Process;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -69,14 +70,6 @@ pub enum HarnessError {
 pub(crate) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> HarnessError + use<> {
     let path = path.display().to_string();
     move |error| HarnessError::File { path, error }
-}
-
-/// A port of 127.0.0.1 that the kernel picked and that is free now.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 /// Asks `ready` every 10 ms until it says so. Its `Err` is what `within` running out will report.
