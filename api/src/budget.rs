@@ -227,6 +227,12 @@ pub struct AIBudgetStatus {
     pub gateways: Option<GatewayCount>,
 }
 
+impl AIBudgetStatus {
+    /// The types of the conditions that Plimsoll writes; others in the list are somebody else's.
+    pub const CONDITIONS: [&'static str; 6] =
+        ["Ready", "Reconciling", "Stalled", "WithinBudget", "PriceKnown", "Enforced"];
+}
+
 /// Where a limit stands in its current window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
