@@ -78,7 +78,7 @@ where
         health: Arc::clone(&health),
         report: latest.subscribe(),
         ledger: ledger.state(),
-        metrics: Arc::new(registry(&ledger, &metrics)),
+        metrics: Arc::new(registry(&ledger, &metrics, &sink)),
     };
     let http_address = http_listener.local_addr()?;
     let http_server = tokio::spawn(
@@ -146,10 +146,11 @@ where
     Ok(tokio::time::timeout(END_WITHIN, server).await.context("not within 5 s")???)
 }
 
-fn registry(ledger: &ledger::LedgerHandle, metrics: &Metrics) -> Registry {
+fn registry(ledger: &ledger::LedgerHandle, metrics: &Metrics, sink: &impl Sink) -> Registry {
     let mut registry = Registry::default();
     ledger.metrics().register(&mut registry);
     metrics.register(&mut registry);
+    sink.register(&mut registry);
     let build = Gauge::<i64>::default();
     build.set(1);
     let version = ("version".into(), env!("CARGO_PKG_VERSION").into());

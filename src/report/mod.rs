@@ -9,9 +9,11 @@ use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectI
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_plan::Event;
+use prometheus_client::registry::Registry;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Everything at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -28,12 +30,12 @@ pub struct Report {
     /// One row a limit, for people; by budget.
     #[serde(serialize_with = "flat")]
     pub table: BTreeMap<ObjectName, Arc<Vec<Row>>>,
-    /// Statuses of all budgets; shared with the report before where they are the same.
-    pub budgets: BTreeMap<ObjectName, Arc<AIBudgetStatus>>,
+    /// Statuses of all budgets; shared with the report before where they are the same, as all statuses.
+    pub budgets: BTreeMap<ObjectName, Standing<AIBudgetStatus>>,
     /// Statuses of all routes.
-    pub routes: BTreeMap<ObjectName, ModelRouteStatus>,
+    pub routes: BTreeMap<ObjectName, Standing<ModelRouteStatus>>,
     /// Statuses of all backends.
-    pub backends: BTreeMap<ObjectName, ModelBackendStatus>,
+    pub backends: BTreeMap<ObjectName, Standing<ModelBackendStatus>>,
 }
 
 fn flat<S: Serializer>(
@@ -47,6 +49,43 @@ impl Report {
     /// The table's rows.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.table.values().flat_map(|rows| rows.iter())
+    }
+}
+
+/// The status of one object, and which object of its name that is.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Standing<S> {
+    /// The object's uid: one that was deleted and created again has another. Absent in files.
+    #[serde(skip)]
+    pub uid: Option<Arc<str>>,
+    /// The status.
+    pub status: Arc<S>,
+}
+
+impl<S> Clone for Standing<S> {
+    fn clone(&self) -> Self {
+        Self { uid: self.uid.clone(), status: Arc::clone(&self.status) }
+    }
+}
+
+impl<S: PartialEq> Standing<S> {
+    /// Of the object `uid`; what is the same as `before` is shared with it.
+    #[must_use]
+    pub fn new(uid: Option<&str>, status: S, before: Option<&Self>) -> Self {
+        match before.filter(|before| before.uid.as_deref() == uid) {
+            Some(before) if *before.status == status => before.clone(),
+            Some(before) => Self { uid: before.uid.clone(), status: Arc::new(status) },
+            None => Self { uid: uid.map(Arc::from), status: Arc::new(status) },
+        }
+    }
+}
+
+impl<S> Standing<S> {
+    /// Whether `other` is about the same object and shares its status.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.status, &other.status) && self.uid == other.uid
     }
 }
 
@@ -122,6 +161,16 @@ pub trait Sink: Send {
     /// Something happened to `object`.
     fn tell(&mut self, object: &ObjectId, event: &Event) {
         let _ = (object, event);
+    }
+
+    /// What is wrong with the way there.
+    fn faults(&self) -> watch::Receiver<Vec<Fault>> {
+        watch::channel(Vec::new()).1
+    }
+
+    /// Puts what it counts into `registry`.
+    fn register(&self, registry: &mut Registry) {
+        let _ = registry;
     }
 }
 
