@@ -276,9 +276,14 @@ impl<K: Sink> Controller<K> {
             return;
         }
         tracing::info!(place, "settings changed");
+        let other_roots = current.provider_ca_file != next.provider_ca_file;
         *current = next;
         self.planner.set(current.settings());
         self.parts.settings.send_replace(current.settings());
+        if other_roots {
+            // No object says so.
+            self.publish_clusters(Instant::now());
+        }
     }
 
     /// Plans and puts into force.
