@@ -286,9 +286,14 @@ impl<K: Sink> Controller<K> {
             return;
         }
         tracing::info!(place, "settings changed");
+        let other_roots = current.provider_ca_file != next.provider_ca_file;
         *current = next;
         self.planner.set(current.settings());
         self.parts.settings.send_replace(current.settings());
+        if other_roots {
+            // No object says so.
+            self.publish_clusters(Instant::now());
+        }
     }
 
     /// Plans and puts into force.
@@ -464,7 +469,7 @@ impl<K: Sink> Controller<K> {
             report.backends.insert(name.clone(), Standing::new(uid, status, before));
         }
         report.ledger = applied::ledger(&applied);
-        report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
+        report.gateways = applied::gateways(&applied, plan);
         let problems = self.problems();
         for fault in problems.difference(&self.problems) {
             tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
