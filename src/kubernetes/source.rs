@@ -217,11 +217,12 @@ impl Watches {
                     uid: it.uid().unwrap_or_default(),
                     content: it.meta().generation.unwrap_or_default().to_string(),
                 };
+                let revision = it.resource_version().unwrap_or_default();
                 let status = it.status().map(Fingerprint::of);
                 *it.meta_mut() = slim(std::mem::take(it.meta_mut()));
                 let object = object(it);
                 let id = object.id();
-                stored.saw(&id, &version.uid, status);
+                stored.saw(&id, &version.uid, &revision, status);
                 Seen { id, version, object: Ok(object) }
             }
             Err(InvalidObject { error, metadata }) => {
