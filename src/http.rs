@@ -21,11 +21,17 @@ const HANGS_AFTER: Duration = Duration::from_secs(60);
 pub struct Health {
     beat: Mutex<Instant>,
     planned: AtomicBool,
+    /// What the first plan waits for.
+    waits_for: Mutex<Vec<String>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { beat: Mutex::new(Instant::now()), planned: AtomicBool::new(false) }
+        Self {
+            beat: Mutex::new(Instant::now()),
+            planned: AtomicBool::new(false),
+            waits_for: Mutex::default(),
+        }
     }
 }
 
@@ -38,6 +44,11 @@ impl Health {
     /// The first plan is in force.
     pub fn set_planned(&self) {
         self.planned.store(true, Ordering::Release);
+    }
+
+    /// The first plan waits for these to be mended.
+    pub fn wait_for(&self, faults: Vec<String>) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = faults;
     }
 
     fn lives(&self) -> bool {
@@ -80,7 +91,9 @@ async fn readyz(State(pages): State<Pages>) -> Response {
     use crate::ledger::LedgerState;
     let not = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response();
     if !pages.health.planned.load(Ordering::Acquire) {
-        return not("the first plan is not in force yet");
+        let faults = pages.health.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = faults.iter().map(|fault| format!("\n{fault}")).collect::<String>();
+        return not(&format!("the first plan is not in force yet{why}"));
     }
     let state = pages.ledger.borrow().clone();
     match state {

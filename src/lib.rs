@@ -7,6 +7,7 @@ pub mod config;
 pub mod controller;
 pub mod gateway;
 pub mod http;
+pub mod kubernetes;
 pub mod ledger;
 pub mod metrics;
 pub mod operator;

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use plimsoll::kubernetes::{Access, Kubernetes, Stored};
 use plimsoll::report::{Printer, Report, Sink};
 use plimsoll::source::{Files, manifest};
 use plimsoll_core::ids::UnixMs;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
+  plimsoll operator --config plimsoll.yaml
   plimsoll operator --config plimsoll.yaml --manifests policy/
   plimsoll validate policy/*.yaml
   plimsoll status --operator 127.0.0.1:9080
@@ -38,6 +40,10 @@ enum Command {
 The settings file, at least:
   ledger: {sqlite: {path: /var/lib/plimsoll/ledger.db}}
   tls: {ca: ca.pem, cert: operator.pem, key: operator.key}   # or plainText: true on one machine
+Objects come from the API server of --kubeconfig, of KUBECONFIG, or of the pod that this runs in, and
+their statuses and Events go there; with --manifests they come from files, and statuses are printed.
+The rights that it needs are in examples/install/rbac.yaml; a missing one is named.
+
 Manifests, settings and TLS files are watched. A budget that turns bad, or whose file can't be
 read, keeps the version before it, over a restart too: budgets in force are remembered beside the
 ledger (ledger.db-budgets). A certificate with the DNS name gw-1.gateway.plimsoll is for gateway
@@ -47,13 +53,19 @@ SIGTERM or Ctrl-C ends it after the last commit.")]
         /// The installation's settings, YAML
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Read objects from this directory's .yaml, .yml and .json files
-        #[arg(long, value_name = "DIR")]
-        manifests: PathBuf,
+        /// Read objects from this directory's .yaml, .yml and .json files, not from an API server
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context"])]
+        manifests: Option<PathBuf>,
+        /// The API server and the credentials for it [default: as kubectl finds them, else the pod's]
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// The context to use of the kubeconfig [default: its current one]
+        #[arg(long, value_name = "NAME")]
+        context: Option<String>,
         /// How log lines look; they go to standard error
         #[arg(long, value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
-        /// Don't print changed budgets to standard output
+        /// With --manifests: don't print changed budgets to standard output
         #[arg(long)]
         no_table: bool,
     },
@@ -126,9 +138,13 @@ fn told(error: &anyhow::Error) -> String {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Operator { config, manifests, log_format, no_table } => {
+        Command::Operator { config, manifests, kubeconfig, context, log_format, no_table } => {
             log(log_format);
-            operator(config, &manifests, no_table)?;
+            let from = match manifests {
+                Some(directory) => From::Files { directory, is_silent: no_table },
+                None => From::Kubernetes(Access { kubeconfig, context }),
+            };
+            operator(config, from)?;
         }
         Command::Crds => print(&crds()?)?,
         Command::Validate { files, config, root_namespace } => {
@@ -154,7 +170,10 @@ fn log(format: LogFormat) {
             Err(why) => (None, Some(why)),
         },
     };
+    // What kube logs of an answer that it can't read is that answer, a Secret's too; its errors reach us.
+    let quiet = ["kube_client=error", "kube_runtime=error"].map(str::parse);
     let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
+    let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
@@ -183,17 +202,31 @@ impl Sink for Silent {
     fn put(&mut self, _: &Arc<Report>) {}
 }
 
-fn operator(config: PathBuf, manifests: &Path, silent: bool) -> anyhow::Result<()> {
+/// Where objects come from.
+enum From {
+    Files { directory: PathBuf, is_silent: bool },
+    Kubernetes(Access),
+}
+
+fn operator(config: PathBuf, from: From) -> anyhow::Result<()> {
     // One provider for everything that speaks TLS; a second would be an error of ours.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let stop = signals()?;
-        let source = Files::new(manifests);
-        if silent {
-            plimsoll::operator::run(config, source, Silent, stop).await
-        } else {
-            plimsoll::operator::run(config, source, Printer::default(), stop).await
+        match from {
+            From::Files { directory, is_silent: true } => {
+                plimsoll::operator::run(config, Files::new(directory), Silent, stop).await
+            }
+            From::Files { directory, is_silent: false } => {
+                plimsoll::operator::run(config, Files::new(directory), Printer::default(), stop).await
+            }
+            From::Kubernetes(access) => {
+                let client = access.client().await?;
+                let stored = Arc::new(Stored::default());
+                let source = Kubernetes::new(client, stored);
+                plimsoll::operator::run(config, source, Silent, stop).await
+            }
         }
     })
 }

@@ -86,7 +86,8 @@ where
     );
     let (into, batches) = mpsc::channel(16);
     let places = source.places();
-    let mut source = tokio::spawn(source.run(into));
+    let (settings, told) = watch::channel(config.settings());
+    let mut source = tokio::spawn(source.run(into, told));
     let (news, configs) = mpsc::channel(1);
     let config_watch = tokio::spawn(watch_config(config_file.clone(), news));
     tracing::info!(grpc = %ledger.address(), http = %http_address, "serving");
@@ -102,6 +103,7 @@ where
         health,
         metrics,
         salt: salt()?,
+        settings,
     };
     let mut controller = tokio::spawn(controller::run(parts, Inputs { batches, configs }, stopped.clone()));
     let outcome = tokio::select! {

@@ -177,3 +177,9 @@ pub struct ModelBackendStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
+
+impl ModelBackendStatus {
+    /// The types of the conditions that Plimsoll writes; others in the list are somebody else's.
+    pub const CONDITIONS: [&'static str; 7] =
+        ["Ready", "Reconciling", "Stalled", "Accepted", "ResolvedRefs", "Programmed", "PriceKnown"];
+}

@@ -284,6 +284,12 @@ pub struct Tightest {
     pub stage: Option<String>,
 }
 
+impl AIBudgetStatus {
+    /// The types of the conditions that Plimsoll writes; others in the list are somebody else's.
+    pub const CONDITIONS: [&'static str; 6] =
+        ["Ready", "Reconciling", "Stalled", "WithinBudget", "PriceKnown", "Enforced"];
+}
+
 /// Where a limit stands in its current window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

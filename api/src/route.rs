@@ -128,3 +128,9 @@ pub struct ModelRouteStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
+
+impl ModelRouteStatus {
+    /// The types of the conditions that Plimsoll writes; others in the list are somebody else's.
+    pub const CONDITIONS: [&'static str; 6] =
+        ["Ready", "Reconciling", "Stalled", "Accepted", "ResolvedRefs", "Programmed"];
+}

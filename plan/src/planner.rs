@@ -141,6 +141,19 @@ impl Planner {
         }
     }
 
+    /// The Secrets of `namespace` can't be read, and why; `None`: they can.
+    pub fn deny_secrets(&mut self, namespace: &str, why: Option<String>) {
+        let users = self.world.backends.iter().filter(|(name, object)| {
+            name.namespace == namespace && object.spec.provider.api_key_secret_ref.is_some()
+        });
+        let users: Vec<ObjectName> = users.map(|(name, _)| name.clone()).collect();
+        users.into_iter().for_each(|name| self.mark_backend(name));
+        match why {
+            Some(why) => drop(self.world.secrets_denied.insert(namespace.to_owned(), why)),
+            None => drop(self.world.secrets_denied.remove(namespace)),
+        }
+    }
+
     /// The installation's settings changed.
     pub fn set(&mut self, settings: Settings) {
         self.world.settings = settings;
@@ -275,13 +288,13 @@ impl Planner {
     fn replan_backend(&mut self, name: &ObjectName, delta: &mut Delta) {
         delta.objects.insert(id("ModelBackend", name));
         let key = PolicyKey::Backend(name.clone());
-        let World { settings, backends, namespaces, secrets, .. } = &self.world;
+        let World { settings, backends, namespaces, .. } = &self.world;
         let Some(object) = backends.get(name) else {
             self.plan.backends.remove(name);
             self.hold(key, None::<&()>, delta);
             return self.set_clusters(name, vec![], delta);
         };
-        let unresolved: Vec<_> = backend::key(object, secrets, settings).into_iter().collect();
+        let unresolved: Vec<_> = backend::key(object, &self.world).into_iter().collect();
         match backend::compile(object, namespaces, settings) {
             Ok((body, clusters)) => {
                 let in_force = unresolved.is_empty();

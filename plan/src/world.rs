@@ -24,6 +24,8 @@ pub struct World {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// The keys of each Secret, with their values.
     pub secrets: BTreeMap<ObjectName, BTreeMap<String, SecretText>>,
+    /// Namespaces whose Secrets can't be read although they should be, and why.
+    pub secrets_denied: BTreeMap<String, String>,
 }
 
 /// A value of a Secret: never printed.

@@ -5,9 +5,10 @@
 pub mod table;
 
 use crate::source::Fault;
-use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus};
+use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectId};
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::{ObjectName, UnixMs};
+use plimsoll_plan::Event;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,6 +118,11 @@ pub struct Row {
 pub trait Sink: Send {
     /// A new report; at most one a second.
     fn put(&mut self, report: &Arc<Report>);
+
+    /// Something happened to `object`.
+    fn tell(&mut self, object: &ObjectId, event: &Event) {
+        let _ = (object, event);
+    }
 }
 
 /// Prints the rows that changed.

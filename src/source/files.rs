@@ -10,6 +10,7 @@ use super::watch::{self, Watch};
 use super::{Batch, Change, Fault, Places, Source};
 use anyhow::Context;
 use plimsoll_api::{Object, ObjectId};
+use plimsoll_plan::Settings;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -52,7 +53,11 @@ impl Source for Files {
         })
     }
 
-    async fn run(self, into: mpsc::Sender<Batch>) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        into: mpsc::Sender<Batch>,
+        _: tokio::sync::watch::Receiver<Settings>,
+    ) -> anyhow::Result<()> {
         let directory = std::path::absolute(&self.directory)?;
         let shown = self.directory.display();
         std::fs::read_dir(&directory)

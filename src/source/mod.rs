@@ -10,6 +10,7 @@ mod watch;
 pub use files::Files;
 
 use plimsoll_api::{Object, ObjectId};
+use plimsoll_plan::Settings;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -28,6 +29,16 @@ pub enum Change {
     /// Everything that is wrong now, in place of what was wrong before. The last good state of each
     /// object named here stays in force.
     Faults(Vec<Fault>),
+    /// The Secrets of `namespace` can't be read, and why; `None`: they can. What was read of them before
+    /// stays in force.
+    SecretsDenied {
+        /// Of these Secrets.
+        namespace: String,
+        /// Which right is missing, and what to do.
+        why: Option<String>,
+    },
+    /// Nothing can be told yet, and what is in the way: alone in its batch, and only before the first.
+    Waiting(Vec<Fault>),
 }
 
 /// Something that a source could not read.
@@ -52,8 +63,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Changes that belong together. The first batch of a source is everything that can be read; where that is
-/// everything there is, [`Change::Whole`] is in it.
+/// Changes that belong together. The first batch of a source, [`Change::Waiting`] apart, is everything that
+/// can be read; where that is everything there is, [`Change::Whole`] is in it.
 pub type Batch = Vec<Change>;
 
 /// Where a source has an object: `policy/budgets.yaml:12`.
@@ -89,9 +100,14 @@ pub trait Source {
         Places::default()
     }
 
-    /// Sends batches until the other end is dropped; it waits while the other end is busy.
+    /// Sends batches until the other end is dropped; it waits while the other end is busy. `settings` say
+    /// which namespaces' Secrets may be read.
     ///
     /// # Errors
     /// It can't even begin. Once begun it reports what is wrong as [`Change::Faults`] and goes on.
-    fn run(self, into: mpsc::Sender<Batch>) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn run(
+        self,
+        into: mpsc::Sender<Batch>,
+        settings: tokio::sync::watch::Receiver<Settings>,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
 }

@@ -4,7 +4,7 @@ use super::selected;
 use super::url::BaseUrl;
 use crate::plan::{EnvoyCluster, Problem, SecretRef};
 use crate::settings::Settings;
-use crate::world::SecretText;
+use crate::world::{SecretText, World};
 use plimsoll_api::backend::{self as api, ModelBackend};
 use plimsoll_api::shared::SecretKeyRef;
 use plimsoll_api::{Decimal, ModelBackendSpec};
@@ -97,11 +97,8 @@ pub fn compile(
 
 /// Why the key of `backend` can't be had.
 #[must_use]
-pub fn key(
-    backend: &ModelBackend,
-    secrets: &BTreeMap<ObjectName, BTreeMap<String, SecretText>>,
-    settings: &Settings,
-) -> Option<Problem> {
+pub fn key(backend: &ModelBackend, world: &World) -> Option<Problem> {
+    let World { settings, secrets, secrets_denied, .. } = world;
     let SecretKeyRef { name, key } = backend.spec.provider.api_key_secret_ref.as_ref()?;
     let namespace = backend.metadata.namespace.as_deref().unwrap_or_default();
     let secret = ObjectName::new(namespace, &**name);
@@ -112,16 +109,19 @@ pub fn key(
             format!("move the backend to {root}, or add {namespace} to the installation's secretNamespaces");
         ("SecretNotPermitted", format!("{field}: Secrets of namespace {namespace} are not read; {todo}"))
     } else {
-        match secrets.get(&secret) {
-            None => (
+        match (secrets.get(&secret), secrets_denied.get(namespace)) {
+            (None, Some(why)) => {
+                ("SecretForbidden", format!("{field}: Secret {secret} can't be read: {why}"))
+            }
+            (None, None) => (
                 "SecretNotFound",
                 format!("{field}: Secret {secret} does not exist; create it with the key {key}"),
             ),
-            Some(keys) if keys.get(key).is_none_or(SecretText::is_blank) => (
+            (Some(keys), _) if keys.get(key).is_none_or(SecretText::is_blank) => (
                 "SecretKeyNotFound",
                 format!("{field}: Secret {secret} has nothing under the key {key}; add it"),
             ),
-            Some(_) => return None,
+            (Some(_), _) => return None,
         }
     };
     Some(Problem { reason, field: field.to_owned(), message })

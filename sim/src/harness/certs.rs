@@ -50,9 +50,22 @@ impl Authority {
     /// # Errors
     /// When a name is none, or the files can't be written.
     pub fn issue(&self, name: &str, hosts: &[&str]) -> Result<Pair, HarnessError> {
-        let key = KeyPair::generate()?;
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let mut params = CertificateParams::new(hosts)?;
+        self.sign(name, CertificateParams::new(hosts)?)
+    }
+
+    /// A certificate that Kubernetes reads as user `name` in `group`.
+    ///
+    /// # Errors
+    /// When the files can't be written.
+    pub fn identify(&self, name: &str, group: &str) -> Result<Pair, HarnessError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        self.sign(name, params)
+    }
+
+    fn sign(&self, name: &str, mut params: CertificateParams) -> Result<Pair, HarnessError> {
+        let key = KeyPair::generate()?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -67,7 +80,8 @@ impl Authority {
     }
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<(), HarnessError> {
+/// Writes a file that its owner alone can read.
+pub(super) fn write_secret(path: &Path, text: &str) -> Result<(), HarnessError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();

@@ -1,6 +1,6 @@
 //! A real Envoy: where it is, and a bootstrap filled in for it.
 
-use super::{HarnessError, Process, at, http};
+use super::{HarnessError, Process, at, cache_dir, http};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,13 +22,7 @@ pub fn find() -> Result<PathBuf, HarnessError> {
         );
         return Err(HarnessError::Missing(why));
     }
-    let home = |name: &str, below: &str| std::env::var_os(name).map(|home| PathBuf::from(home).join(below));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| home("HOME", ".cache"))
-        .unwrap_or_else(|| "/tmp".into());
-    let dir = cache.join("plimsoll/envoy-1.40.0");
+    let dir = cache_dir().join("envoy-1.40.0");
     let pythons = std::fs::read_dir(dir.join("lib")).into_iter().flatten().flatten();
     let found = pythons
         .map(|python| python.path().join("site-packages/envoy/_bin/envoy"))

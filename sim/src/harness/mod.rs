@@ -6,6 +6,7 @@
 pub mod certs;
 pub mod envoy;
 pub mod http;
+pub mod kubernetes;
 mod ports;
 mod process;
 pub mod stack;
@@ -51,6 +52,14 @@ pub enum HarnessError {
         /// The last lines of it.
         tail: String,
     },
+    /// A command that was waited for said no.
+    #[error("{command} failed: {said}")]
+    Failed {
+        /// As it would be typed.
+        command: String,
+        /// Its error output.
+        said: String,
+    },
     /// Something that must be there is missing.
     #[error("{0}")]
     Missing(String),
@@ -70,6 +79,13 @@ pub enum HarnessError {
 pub(crate) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> HarnessError + use<> {
     let path = path.display().to_string();
     move |error| HarnessError::File { path, error }
+}
+
+/// Where `make envoy` and `make kubernetes` put what they install: `${XDG_CACHE_HOME:-~/.cache}/plimsoll`.
+fn cache_dir() -> PathBuf {
+    let dir = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let cache = dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")));
+    cache.unwrap_or_else(|| "/tmp".into()).join("plimsoll")
 }
 
 /// Asks `ready` every 10 ms until it says so. Its `Err` is what `within` running out will report.

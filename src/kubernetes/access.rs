@@ -1,0 +1,106 @@
+//! What a refusal of the API server means: which rule is missing, and for whom. Pure.
+
+use kube::core::Status;
+use std::fmt;
+
+/// A request that nothing allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// Who asked, as the API server names them: `system:serviceaccount:plimsoll-system:plimsoll`.
+    user: String,
+    /// `patch`.
+    verb: String,
+    /// `aibudgets/status`.
+    resource: String,
+    /// `plimsoll.dev`; empty for the core group.
+    group: String,
+    /// Where it was asked for; absent: everywhere.
+    namespace: Option<String>,
+}
+
+/// The rule that `status` says is missing. None for every other refusal: a namespace that ends, a quota, an
+/// admission webhook.
+pub(super) fn missing_rule(status: &Status) -> Option<Rule> {
+    if !status.is_forbidden() {
+        return None;
+    }
+    // aibudgets.plimsoll.dev "all" is forbidden: User "…" cannot patch resource "aibudgets/status" in API
+    // group "plimsoll.dev" in the namespace "finance"
+    let (_, rest) = status.message.split_once("User \"")?;
+    let (user, rest) = rest.split_once("\" cannot ")?;
+    let (verb, rest) = rest.split_once(" resource \"")?;
+    let (resource, rest) = rest.split_once("\" in API group \"")?;
+    let (group, rest) = rest.split_once('"')?;
+    let namespace = rest.strip_prefix(" in the namespace \"").and_then(|rest| rest.split_once('"'));
+    Some(Rule {
+        user: user.to_owned(),
+        verb: verb.to_owned(),
+        resource: resource.to_owned(),
+        group: group.to_owned(),
+        namespace: namespace.map(|(namespace, _)| namespace.to_owned()),
+    })
+}
+
+/// A refusal as the rest of a sentence: what is missing and whom to grant it, or the API server's own words.
+pub(super) fn denied(status: &Status) -> String {
+    missing_rule(status).map_or_else(|| status.message.clone(), |rule| rule.to_string())
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, verb, resource, group, namespace } = self;
+        write!(f, "grant {verb} on {resource} in ")?;
+        match group.as_str() {
+            "" => f.write_str("the core API group")?,
+            group => write!(f, "API group {group}")?,
+        }
+        let account = user.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'));
+        match account {
+            Some((namespace, name)) => write!(f, " to ServiceAccount {namespace}/{name}")?,
+            None => write!(f, " to user {user}")?,
+        }
+        match namespace {
+            Some(namespace) => write!(f, " (asked for in namespace {namespace})"),
+            None => f.write_str(" (asked for in all namespaces)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forbidden(message: &str) -> Status {
+        Status::failure(message, "Forbidden").with_code(403)
+    }
+
+    #[test]
+    fn a_denied_request_says_which_rule_is_missing_and_for_whom() {
+        let status = forbidden(
+            r#"aibudgets.plimsoll.dev "all" is forbidden: User "system:serviceaccount:plimsoll-system:plimsoll" cannot patch resource "aibudgets/status" in API group "plimsoll.dev" in the namespace "finance""#,
+        );
+        assert_eq!(
+            denied(&status),
+            "grant patch on aibudgets/status in API group plimsoll.dev to ServiceAccount plimsoll-system/plimsoll \
+             (asked for in namespace finance)"
+        );
+    }
+
+    #[test]
+    fn a_list_of_everything_and_a_person_are_named_as_such() {
+        let status = forbidden(
+            r#"secrets is forbidden: User "jane@example.com" cannot list resource "secrets" in API group "" at the cluster scope: RBAC: clusterrole.rbac.authorization.k8s.io "x" not found"#,
+        );
+        let text = "grant list on secrets in the core API group to user jane@example.com (asked for in all namespaces)";
+        assert_eq!(denied(&status), text);
+    }
+
+    #[test]
+    fn a_refusal_that_no_rule_would_lift_keeps_the_servers_words() {
+        let words = r#"events.events.k8s.io "all.1" is forbidden: unable to create new content in namespace finance because it is being terminated"#;
+        assert_eq!(missing_rule(&forbidden(words)), None);
+        assert_eq!(denied(&forbidden(words)), words);
+        let other = Status::failure(r#"User "x" cannot get resource "y" in API group "z""#, "NotFound");
+        assert_eq!(missing_rule(&other.with_code(404)), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! The API server as the operator sees it: objects come from there ([`Kubernetes`]), statuses and Events
+//! go there.
+//!
+//! Nothing here decides what is enforced: with the API server away the last state stays in force.
+
+mod access;
+mod catalogue;
+mod source;
+mod stored;
+
+pub use source::Kubernetes;
+pub use stored::{Fingerprint, Reported, Stored};
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a connection may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long an answer may be silent. Longer than a watch, which the server ends after 290 s.
+const READ_WITHIN: Duration = Duration::from_secs(310);
+
+/// Which API server, and as whom.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// A kubeconfig file; absent: `KUBECONFIG`, `~/.kube/config`, or the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context in it; absent: the current one.
+    pub context: Option<String>,
+}
+
+impl Access {
+    /// A client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// The kubeconfig can't be read, or there is none and this is no pod.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        // One provider for everything that speaks TLS; whoever was first has installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let mut config = match &self.kubeconfig {
+            Some(file) => {
+                let shown = file.display();
+                let read = || format!("kubeconfig {shown} can't be used");
+                let kubeconfig = Kubeconfig::read_from(file).with_context(read)?;
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.with_context(read)?
+            }
+            None if self.context.is_some() => {
+                Config::from_kubeconfig(&options).await.context("the kubeconfig can't be used")?
+            }
+            None => Config::infer().await.context(
+                "no API server is known; give --kubeconfig FILE, or --manifests DIR to read objects from files",
+            )?,
+        };
+        config.connect_timeout = Some(CONNECT_WITHIN);
+        config.read_timeout = Some(READ_WITHIN);
+        config.reset_reader_on_write = true;
+        let agent = concat!("plimsoll/", env!("CARGO_PKG_VERSION"));
+        config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
+        Client::try_from(config).context("no client can be made from the kubeconfig")
+    }
+}

@@ -1,0 +1,307 @@
+//! An API server as a source: one watch a kind, and one for the Secrets of each namespace that may be read.
+//!
+//! What a watch tells is judged in [`Catalogue`]; here stand only the watches themselves. kube's watcher
+//! resumes, lists anew where it must, and backs off; it never ends.
+
+use super::access;
+use super::catalogue::{Catalogue, Failure, Seen, Told, Version, Watch};
+use super::stored::{Fingerprint, Reported, Stored};
+use crate::source::{Batch, Change, Source};
+use futures::stream::{AbortHandle, BoxStream, SelectAll};
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::{ObjectMeta, PartialObjectMeta};
+use kube::core::object::HasStatus;
+use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, Object, ObjectId};
+use plimsoll_plan::Settings;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
+
+/// The most that is taken at once, so that a long list is planned in parts while it is read.
+const MOST: usize = 4096;
+
+/// Helm's records lie beside providers' keys, a megabyte each, and none of them is one.
+const SECRETS: &str = "type!=helm.sh/release.v1";
+
+/// The objects of an API server.
+#[derive(Clone)]
+pub struct Kubernetes {
+    client: Client,
+    stored: Arc<Stored>,
+}
+
+impl fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kubernetes(…)")
+    }
+}
+
+impl Kubernetes {
+    /// Those that `client` may see. `stored` is told which statuses they have.
+    #[must_use]
+    pub fn new(client: Client, stored: Arc<Stored>) -> Self {
+        Self { client, stored }
+    }
+}
+
+impl Source for Kubernetes {
+    async fn run(
+        self,
+        into: mpsc::Sender<Batch>,
+        mut settings: watch::Receiver<Settings>,
+    ) -> anyhow::Result<()> {
+        let mut catalogue = Catalogue::default();
+        let mut watches = Watches::of(self);
+        for watch in Watch::ALWAYS {
+            catalogue.begin(watch.clone());
+            watches.begin(watch);
+        }
+        let mut batch = Batch::new();
+        let mut reported = Vec::new();
+        let mut begun = false;
+        loop {
+            let namespaces = secret_namespaces(&settings.borrow_and_update());
+            batch.extend(watches.read_secrets_of(&namespaces, &mut catalogue));
+            let wake = catalogue.wake(Instant::now()).map(tokio::time::Instant::from_std);
+            tokio::select! {
+                () = into.closed() => return Ok(()),
+                changed = settings.changed() => if changed.is_err() { return Ok(()) },
+                () = at(wake) => {}
+                Some((watch, told)) = watches.streams.next() => {
+                    batch.extend(catalogue.hear(&watch, told, Instant::now()));
+                    while batch.len() < MOST
+                        && let Some(Some((watch, told))) = watches.streams.next().now_or_never()
+                    {
+                        batch.extend(catalogue.hear(&watch, told, Instant::now()));
+                    }
+                }
+            }
+            let faults = catalogue.faults(Instant::now());
+            let news = faults != reported;
+            // The first batch is everything there is: a part of it would let too much pass.
+            let first = !begun && catalogue.is_listed();
+            begun |= first;
+            let next = if !begun {
+                if !news {
+                    continue;
+                }
+                vec![Change::Waiting(faults.clone())]
+            } else {
+                if news {
+                    batch.push(Change::Faults(faults.clone()));
+                }
+                if batch.is_empty() && !first {
+                    continue;
+                }
+                std::mem::take(&mut batch)
+            };
+            for change in &next {
+                if let Change::Gone(id) = change {
+                    watches.stored.gone(id);
+                }
+            }
+            reported = faults;
+            if into.send(next).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn at(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn secret_namespaces(settings: &Settings) -> BTreeSet<String> {
+    settings.secret_namespaces.iter().chain([&settings.root_namespace]).cloned().collect()
+}
+
+/// The watches that run.
+struct Watches {
+    client: Client,
+    stored: Arc<Stored>,
+    streams: SelectAll<BoxStream<'static, (Watch, Told)>>,
+    /// By namespace; dropped streams would be polled once more.
+    secrets: BTreeMap<String, AbortHandle>,
+}
+
+impl Watches {
+    fn of(Kubernetes { client, stored }: Kubernetes) -> Self {
+        Self { client, stored, streams: SelectAll::new(), secrets: BTreeMap::new() }
+    }
+
+    fn begin(&mut self, watch: Watch) {
+        let client = self.client.clone();
+        let stream = match &watch {
+            Watch::Budgets => self.ours::<AIBudget>(|object| Object::Budget(Box::new(object))),
+            Watch::Routes => self.ours::<ModelRoute>(|object| Object::Route(Box::new(object))),
+            Watch::Backends => self.ours::<ModelBackend>(|object| Object::Backend(Box::new(object))),
+            // Only their labels matter.
+            Watch::Namespaces => {
+                let api = Api::<PartialObjectMeta<Namespace>>::all(client);
+                let namespace = |it: PartialObjectMeta<Namespace>| Namespace {
+                    metadata: slim(it.metadata),
+                    ..Namespace::default()
+                };
+                followed(api, watcher::Config::default(), move |it| {
+                    let version = version(&it.metadata);
+                    let object = Object::Namespace(Box::new(namespace(it)));
+                    Seen { id: object.id(), version, object: Ok(object) }
+                })
+            }
+            Watch::Secrets(namespace) => {
+                let api = Api::<Secret>::namespaced(client, namespace);
+                followed(api, watcher::Config::default().fields(SECRETS), |mut it| {
+                    let version = version(&it.metadata);
+                    it.metadata = slim(it.metadata);
+                    let object = Object::Secret(Box::new(it));
+                    Seen { id: object.id(), version, object: Ok(object) }
+                })
+            }
+        };
+        let (stream, handle) = futures::stream::abortable(stream);
+        if let Watch::Secrets(namespace) = &watch {
+            self.secrets.insert(namespace.clone(), handle);
+        }
+        self.streams.push(stream.map(move |told| (watch.clone(), told)).boxed());
+    }
+
+    /// The Secrets of these namespaces are read, and no others.
+    fn read_secrets_of(&mut self, namespaces: &BTreeSet<String>, catalogue: &mut Catalogue) -> Batch {
+        let mut changes = Batch::new();
+        for (namespace, handle) in self.secrets.extract_if(.., |namespace, _| !namespaces.contains(namespace))
+        {
+            handle.abort();
+            changes.extend(catalogue.end(&Watch::Secrets(namespace)));
+        }
+        for namespace in namespaces
+            .iter()
+            .filter(|namespace| !self.secrets.contains_key(*namespace))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            let watch = Watch::Secrets(namespace);
+            catalogue.begin(watch.clone());
+            self.begin(watch);
+        }
+        changes
+    }
+
+    /// A watch on a kind of ours, in all namespaces.
+    fn ours<K>(&self, object: fn(K) -> Object) -> BoxStream<'static, Told>
+    where
+        K: Resource<DynamicType = ()> + HasStatus + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+        K::Status: Reported,
+    {
+        let stored = Arc::clone(&self.stored);
+        let api = Api::<DeserializeGuard<K>>::all(self.client.clone());
+        followed(api, watcher::Config::default(), move |DeserializeGuard(it)| match it {
+            Ok(mut it) => {
+                let version = Version {
+                    uid: it.uid().unwrap_or_default(),
+                    content: it.meta().generation.unwrap_or_default().to_string(),
+                };
+                let status = it.status().map(Fingerprint::of);
+                *it.meta_mut() = slim(std::mem::take(it.meta_mut()));
+                let object = object(it);
+                let id = object.id();
+                stored.saw(&id, &version.uid, status);
+                Seen { id, version, object: Ok(object) }
+            }
+            Err(InvalidObject { error, metadata }) => {
+                let id = ObjectId {
+                    kind: K::kind(&()).into_owned(),
+                    namespace: metadata.namespace.clone().unwrap_or_default(),
+                    name: metadata.name.clone().unwrap_or_default(),
+                };
+                let why = format!(
+                    "can't be read: {error}; write it anew. What it was before, if anything, stays in force"
+                );
+                Seen { id, version: version(&metadata), object: Err(why) }
+            }
+        })
+    }
+}
+
+/// What a watch on `api` tells, without end.
+fn followed<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    seen: impl Fn(K) -> Seen + Send + 'static,
+) -> BoxStream<'static, Told>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+{
+    let plural = format!("{}.{}", K::plural(&()), K::group(&()));
+    let told = move |event| match event {
+        Ok(Event::Init) => Told::Listing,
+        Ok(Event::InitApply(object) | Event::Apply(object)) => Told::There(seen(object)),
+        Ok(Event::InitDone) => Told::Listed,
+        Ok(Event::Delete(object)) => Told::Gone(seen(object).id),
+        Err(error) => Told::Failed(failure(&error, &plural)),
+    };
+    watcher(api, config).default_backoff().map(told).boxed()
+}
+
+/// What is left of an object's metadata: who manages which field takes more room than all the rest.
+fn slim(metadata: ObjectMeta) -> ObjectMeta {
+    ObjectMeta {
+        name: metadata.name,
+        namespace: metadata.namespace,
+        labels: metadata.labels,
+        uid: metadata.uid,
+        generation: metadata.generation,
+        creation_timestamp: metadata.creation_timestamp,
+        ..ObjectMeta::default()
+    }
+}
+
+/// Of a kind whose content has no generation.
+fn version(metadata: &ObjectMeta) -> Version {
+    Version {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        content: metadata.resource_version.clone().unwrap_or_default(),
+    }
+}
+
+/// Why a watch on `plural` fails, and what to do.
+fn failure(error: &watcher::Error, plural: &str) -> Failure {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(&**status),
+        _ => None,
+    };
+    match status {
+        Some(status) if status.code == 401 => Failure::Denied(
+            "the API server does not know who this is (401); check the kubeconfig's credentials".to_owned(),
+        ),
+        Some(status) if status.code == 403 => Failure::Denied(access::denied(status)),
+        Some(status) if status.code == 404 => Failure::Denied(format!(
+            "the API server has no {plural}; install it: plimsoll crds | kubectl apply --server-side -f -"
+        )),
+        Some(status) => Failure::Away(format!("the API server answers {}: {}", status.code, status.message)),
+        None => Failure::Away(format!("the API server can't be reached: {}", root(error))),
+    }
+}
+
+/// The innermost cause: the layers above it say only where it passed.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
