@@ -14,8 +14,8 @@ use std::sync::Arc;
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "ModelBackend",
-    doc = "A ModelBackend is a provider's API, the models that it serves and what they cost.\n\
-        The smallest useful one (prices in US dollars for a million tokens):\n\
+    doc = "A ModelBackend is a provider's API, the models that it serves and what they cost.\n\n\
+        The smallest useful one (prices in US dollars for a million tokens):\n\n\
         spec: {provider: {api: OpenAI, baseURL: https://api.openai.com/v1, apiKeySecretRef: {name: openai, key: api-key}}, \
         models: [{name: gpt-5.2, price: {inputPerMillion: \"1.25\", outputPerMillion: 10}}]}",
     plural = "modelbackends",

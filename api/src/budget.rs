@@ -16,8 +16,8 @@ use std::sync::Arc;
     version = "v1alpha1",
     kind = "AIBudget",
     doc = "An AIBudget says what may be spent on AI calls, by whom and in which window. A call is charged to every \
-        budget that matches it; the strictest of all holds.\nThe smallest useful one, 500 US dollars a calendar month \
-        for every call of its namespace:\n\
+        budget that matches it; the strictest of all holds.\n\nThe smallest useful one, 500 US dollars a calendar month \
+        for every call of its namespace:\n\n\
         spec: {limits: [{name: month, amount: 500}]}",
     plural = "aibudgets",
     shortname = "aib",

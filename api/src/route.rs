@@ -14,8 +14,8 @@ use std::sync::Arc;
     version = "v1alpha1",
     kind = "ModelRoute",
     doc = "A ModelRoute says which backends answer under a model name. Callers in its namespace send the name; \
-        what answers can change without them.\nThe smallest useful one, for clients that send \"model\": \"assistant\":\n\
-        metadata: {name: assistant}\n\
+        what answers can change without them.\n\nThe smallest useful one, for clients that send \"model\": \"assistant\":\n\n\
+        metadata: {name: assistant}\n\n\
         spec: {tiers: [{name: only, backends: [{backendRef: {name: openai, namespace: plimsoll-system}, model: gpt-5.2}]}]}",
     plural = "modelroutes",
     shortname = "mroute",

@@ -18,10 +18,11 @@ pub(crate) type Fault = (String, String);
 /// Names what is wrong in `value`, which gets the schema's defaults.
 pub(crate) fn check(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<Fault>) {
     let before = faults.len();
-    if let Some(whole) = whole(value).filter(|_| schema["type"] != "object") {
-        *value = whole;
+    let is_amount = schema["x-kubernetes-int-or-string"] == true;
+    if let (true, Some(integer)) = (is_amount || schema["type"] == "integer", integer(value)) {
+        *value = integer;
     }
-    if schema["x-kubernetes-int-or-string"] == true {
+    if is_amount {
         int_or_string(schema, value, path, faults);
     } else {
         match schema["type"].as_str() {
@@ -62,10 +63,10 @@ fn wrong_type(value: &Value, wanted: &str, path: &str, faults: &mut Vec<Fault>) 
 }
 
 /// `5.0` as the integer that kubectl makes of it.
-fn whole(value: &Value) -> Option<Value> {
+fn integer(value: &Value) -> Option<Value> {
     let number = value.as_number().filter(|number| number.is_f64())?.as_f64()?;
-    // As text, because no cast from a float is exact for all.
-    (number.fract() == 0.0).then(|| format!("{number}").parse::<i64>().ok().map(Value::from))?
+    // As text: it has no point where nothing stands behind it, and no cast can go wrong.
+    format!("{number}").parse::<i64>().ok().map(Value::from)
 }
 
 fn int_or_string(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {

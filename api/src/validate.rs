@@ -39,7 +39,8 @@ struct Kind {
     rules: CompiledSchema,
 }
 
-const KINDS: [&str; 5] = ["AIBudget", "ModelRoute", "ModelBackend", "Namespace", "Secret"];
+/// Every kind that Plimsoll reads.
+pub const KINDS: [&str; 5] = ["AIBudget", "ModelRoute", "ModelBackend", "Namespace", "Secret"];
 
 /// The object in `manifest`, with defaults filled in. A status in it is left out.
 ///
