@@ -16,9 +16,10 @@ use crate::gateway::{Discovery, ResourceKey, Snapshot, cluster, secret};
 use crate::http::Health;
 use crate::ledger::LedgerHandle;
 use crate::metrics::Metrics;
-use crate::report::{Report, Sink};
+use crate::report::{Report, Sink, Standing};
 use crate::source::{Batch, Change, Fault, Places};
 use conditions::Conditions;
+use kube::api::ObjectMeta;
 use memory::Memory;
 use plimsoll_api::ObjectId;
 use plimsoll_core::ids::{ObjectName, UnixMs};
@@ -100,6 +101,7 @@ struct Controller<K> {
     source_faults: Vec<Fault>,
     config_fault: Option<Fault>,
     memory_fault: Option<Fault>,
+    sink_faults: Vec<Fault>,
     /// Of the last report: what is wrong with objects that can be read.
     problems: BTreeSet<Fault>,
     report: Arc<Report>,
@@ -138,6 +140,7 @@ pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: wat
     let mut spend = parts.ledger.spend().changed();
     let mut ledger = parts.ledger.state();
     let mut gateways = parts.discovery.gateways().changes();
+    let mut sink_faults = parts.sink.faults();
     loop {
         controller.parts.health.beat();
         tokio::select! {
@@ -157,6 +160,12 @@ pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: wat
             Ok(()) = spend.changed() => controller.stale = true,
             Ok(()) = ledger.changed() => controller.stale = true,
             Ok(()) = gateways.changed() => controller.stale = true,
+            Ok(()) = sink_faults.changed() => {
+                let faults = sink_faults.borrow_and_update().clone();
+                tell_news(&faults, &controller.sink_faults);
+                controller.sink_faults = faults;
+                controller.stale = true;
+            }
         }
         controller.tell();
     }
@@ -201,6 +210,7 @@ impl<K: Sink> Controller<K> {
             source_faults: vec![],
             config_fault: None,
             memory_fault: None,
+            sink_faults: Vec::new(),
             problems: BTreeSet::new(),
             report: Arc::default(),
             stored: Stored::default(),
@@ -276,9 +286,14 @@ impl<K: Sink> Controller<K> {
             return;
         }
         tracing::info!(place, "settings changed");
+        let other_roots = current.provider_ca_file != next.provider_ca_file;
         *current = next;
         self.planner.set(current.settings());
         self.parts.settings.send_replace(current.settings());
+        if other_roots {
+            // No object says so.
+            self.publish_clusters(Instant::now());
+        }
     }
 
     /// Plans and puts into force.
@@ -411,16 +426,16 @@ impl<K: Sink> Controller<K> {
         let stored = std::mem::take(&mut self.stored);
         let mut report = Report { time: now, ..Report::default() };
         for (name, object) in &world.budgets {
-            let before = old.budgets.get(name);
-            if let (false, Some(status), Some(rows)) = (touched.contains(name), before, old.table.get(name)) {
-                report.budgets.insert(name.clone(), Arc::clone(status));
+            let before = same_object(&old.budgets, name, &object.metadata);
+            if let (false, Some(before), Some(rows)) = (touched.contains(name), before, old.table.get(name)) {
+                report.budgets.insert(name.clone(), before.clone());
                 report.table.insert(name.clone(), Arc::clone(rows));
                 continue;
             }
-            let before = before.map(Arc::as_ref).or_else(|| stored.budgets.get(name));
-            let mut status = status::budget(name, object, before, plan, &applied, now);
+            let was = before.map(|before| &*before.status).or_else(|| stored.budgets.get(name));
+            let mut status = status::budget(name, object, was, plan, &applied, now);
             self.conditions.share(&mut status.conditions);
-            for event in events(before, &status) {
+            for event in events(was, &status) {
                 let id = object_id("AIBudget", name);
                 self.parts.sink.tell(&id, &event);
                 match event.kind {
@@ -435,39 +450,32 @@ impl<K: Sink> Controller<K> {
             let rows = applied::rows(name, object, &status, plan, &applied);
             // What is the same is held once, while the report before is still read.
             report.table.insert(name.clone(), same(old.table.get(name), rows));
-            report.budgets.insert(name.clone(), same(old.budgets.get(name), status));
+            let uid = object.metadata.uid.as_deref();
+            report.budgets.insert(name.clone(), Standing::new(uid, status, before));
         }
         for (name, object) in &world.routes {
-            let mut status = status::route(
-                name,
-                object,
-                old.routes.get(name).or_else(|| stored.routes.get(name)),
-                plan,
-                &applied,
-                now,
-            );
+            let before = same_object(&old.routes, name, &object.metadata);
+            let was = before.map(|before| &*before.status).or_else(|| stored.routes.get(name));
+            let mut status = status::route(name, object, was, plan, &applied, now);
             self.conditions.share(&mut status.conditions);
-            report.routes.insert(name.clone(), status);
+            let uid = object.metadata.uid.as_deref();
+            report.routes.insert(name.clone(), Standing::new(uid, status, before));
         }
         for (name, object) in &world.backends {
-            let status = status::backend(
-                name,
-                object,
-                old.backends.get(name).or_else(|| stored.backends.get(name)),
-                plan,
-                &applied,
-                now,
-            );
-            report.backends.insert(name.clone(), status);
+            let before = same_object(&old.backends, name, &object.metadata);
+            let was = before.map(|before| &*before.status).or_else(|| stored.backends.get(name));
+            let status = status::backend(name, object, was, plan, &applied, now);
+            let uid = object.metadata.uid.as_deref();
+            report.backends.insert(name.clone(), Standing::new(uid, status, before));
         }
         report.ledger = applied::ledger(&applied);
-        report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
+        report.gateways = applied::gateways(&applied, plan);
         let problems = self.problems();
         for fault in problems.difference(&self.problems) {
             tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
         }
         let faults = self.config_fault.iter().chain(&self.memory_fault).chain(&self.source_faults);
-        report.faults = faults.chain(&problems).cloned().collect();
+        report.faults = faults.chain(&self.sink_faults).chain(&problems).cloned().collect();
         self.problems = problems;
         self.applied = applied;
         report
@@ -516,6 +524,15 @@ impl<K: Sink> Controller<K> {
 
 fn object_id(kind: &str, name: &ObjectName) -> ObjectId {
     ObjectId { kind: kind.to_owned(), namespace: name.namespace.clone(), name: name.name.clone() }
+}
+
+/// How `name` stood, unless another object has the name by now: what its predecessor was says nothing of it.
+fn same_object<'a, S>(
+    standings: &'a BTreeMap<ObjectName, Standing<S>>,
+    name: &ObjectName,
+    metadata: &ObjectMeta,
+) -> Option<&'a Standing<S>> {
+    standings.get(name).filter(|standing| standing.uid.as_deref() == metadata.uid.as_deref())
 }
 
 /// `before` if it is equal to `now`.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use plimsoll::kubernetes::{Access, Kubernetes, Stored};
+use plimsoll::kubernetes::{Access, Kubernetes, Requests, Stored, Writer};
 use plimsoll::report::{Printer, Report, Sink};
 use plimsoll::source::Files;
 use plimsoll_core::ids::UnixMs;
@@ -250,10 +250,14 @@ fn operator(config: PathBuf, from: From) -> anyhow::Result<()> {
                 plimsoll::operator::run(config, Files::new(directory), Printer::default(), stop).await
             }
             From::Kubernetes(access) => {
-                let client = access.client().await?;
+                let requests = Requests::default();
+                let client = access.client(&requests).await?;
                 let stored = Arc::new(Stored::default());
-                let source = Kubernetes::new(client, stored);
-                plimsoll::operator::run(config, source, Silent, stop).await
+                let (writer, tasks) = Writer::start(client.clone(), Arc::clone(&stored), requests);
+                let ran =
+                    plimsoll::operator::run(config, Kubernetes::new(client, stored), writer, stop).await;
+                tasks.end().await;
+                ran
             }
         }
     })

@@ -19,9 +19,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-/// A gateway that is silent for so long counts as lost (LEDGER.md rule 6), in milliseconds.
-const LOST_AFTER_MS: i64 = 600_000;
-
 /// How often the settings file is looked at.
 const CONFIG_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,7 +50,7 @@ where
         listen: config.listen.grpc,
         transport: config.transport(),
         ride_through_ms: config.ride_through.ms,
-        lost_after_ms: LOST_AFTER_MS,
+        lost_after_ms: plimsoll_plan::GIVEN_UP_AFTER_MS,
     };
     if config.plain_text {
         tracing::warn!(
@@ -78,7 +75,7 @@ where
         health: Arc::clone(&health),
         report: latest.subscribe(),
         ledger: ledger.state(),
-        metrics: Arc::new(registry(&ledger, &metrics)),
+        metrics: Arc::new(registry(&ledger, &metrics, &sink)),
     };
     let http_address = http_listener.local_addr()?;
     let http_server = tokio::spawn(
@@ -146,10 +143,11 @@ where
     Ok(tokio::time::timeout(END_WITHIN, server).await.context("not within 5 s")???)
 }
 
-fn registry(ledger: &ledger::LedgerHandle, metrics: &Metrics) -> Registry {
+fn registry(ledger: &ledger::LedgerHandle, metrics: &Metrics, sink: &impl Sink) -> Registry {
     let mut registry = Registry::default();
     ledger.metrics().register(&mut registry);
     metrics.register(&mut registry);
+    sink.register(&mut registry);
     let build = Gauge::<i64>::default();
     build.set(1);
     let version = ("version".into(), env!("CARGO_PKG_VERSION").into());

@@ -13,6 +13,9 @@ pub struct Event {
     pub kind: EventKind,
     /// CamelCase.
     pub reason: &'static str,
+    /// What was done, for machines: `Notify/month/80`. Events of one reason and action are folded into one, and
+    /// of those after the first no message is kept.
+    pub action: String,
     /// For people.
     pub message: String,
 }
@@ -44,11 +47,13 @@ fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus) -> Vec<Event> {
                 Action::Notify => Event {
                     kind: EventKind::Warning,
                     reason: "StageReached",
+                    action: format!("Notify/{name}/{percent}"),
                     message: format!("limit {name}: {percent} percent of {} used", new.amount),
                 },
                 Action::Block => Event {
                     kind: EventKind::Warning,
                     reason: "Blocked",
+                    action: format!("Block/{name}/{percent}"),
                     message: format!(
                         "limit {name}: calls are blocked at {percent} percent of {}",
                         new.amount
@@ -61,7 +66,8 @@ fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus) -> Vec<Event> {
     if old.is_some_and(blocked) && !blocked(new) {
         let why = if same_window.is_some() { "there is room again" } else { "a new window began" };
         let message = format!("limit {name}: no longer blocked, {why}");
-        events.push(Event { kind: EventKind::Normal, reason: "Recovered", message });
+        let action = format!("Unblock/{name}");
+        events.push(Event { kind: EventKind::Normal, reason: "Recovered", action, message });
     }
     events
 }

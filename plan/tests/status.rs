@@ -3,10 +3,12 @@
 
 mod support;
 
-use plimsoll_api::{AIBudgetStatus, Object};
+use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, Object};
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::{ObjectName, UnixMs};
-use plimsoll_plan::{Applied, EventKind, Gateway, Planner, Settings, Spent, Trouble, events, status};
+use plimsoll_plan::{
+    Applied, EventKind, Gateway, Instead, Link, Planner, Settings, Spent, Trouble, events, status,
+};
 
 const NOW: UnixMs = UnixMs(1_795_521_600_000);
 const DAY: i64 = 86_400_000;
@@ -32,12 +34,10 @@ impl Scene {
     }
 
     fn gateway(&mut self, name: &str, holds: bool) {
-        let policy = self.planner.plan().policy.iter().filter(|_| holds);
-        let held: std::collections::BTreeMap<_, _> =
-            policy.map(|(key, object)| (key.clone(), object.version)).collect();
-        self.applied
-            .gateways
-            .insert(name.to_owned(), Gateway { held: std::sync::Arc::new(held), ..Gateway::default() });
+        let policy = self.planner.plan().policy.keys().filter(|_| !holds);
+        let lacks = std::sync::Arc::new(policy.map(|key| (key.clone(), Instead::Before)).collect());
+        let gateway = Gateway { ledger: Link::Up, xds: Link::Up, lacks, ..Gateway::default() };
+        self.applied.gateways.insert(name.to_owned(), gateway);
     }
 
     fn spend(&mut self, dollars_in_cents: i64, exhausted: bool) {
@@ -117,6 +117,7 @@ fn a_new_gateway_flips_enforced_alone_and_a_new_generation_waits_for_all() {
 
     scene.planner.put(budget(2, 6));
     scene.planner.replan(scene.now);
+    scene.gateway("gw-1", false);
     scene.look();
     assert_eq!(scene.condition("Ready"), "False WaitingForGateways");
     assert_eq!(scene.condition("Reconciling"), "True WaitingForGateways");
@@ -206,4 +207,34 @@ fn a_call_that_cost_more_than_its_reserve_is_named_while_there_is_room_and_after
     scene.now = NOW.plus(DAY);
     scene.look();
     assert_eq!(scene.condition("WithinBudget"), "True WithinBudget", "the next window has its own");
+}
+
+#[test]
+fn the_conditions_that_are_written_are_those_that_are_called_ours() {
+    let all = support::objects(
+        "apiVersion: plimsoll.dev/v1alpha1\nkind: AIBudget\nmetadata: {name: all, namespace: finance}\n\
+         spec: {limits: [{name: day, amount: 5}]}\n---\n\
+         apiVersion: plimsoll.dev/v1alpha1\nkind: ModelRoute\nmetadata: {name: assistant, namespace: finance}\n\
+         spec: {tiers: [{name: all, backends: [{backendRef: {name: openai}, model: gpt-5.2}]}]}\n---\n\
+         apiVersion: plimsoll.dev/v1alpha1\nkind: ModelBackend\nmetadata: {name: openai, namespace: finance}\n\
+         spec: {provider: {api: OpenAI, baseURL: https://api.openai.com/v1}, models: [{name: gpt-5.2}]}\n",
+    );
+    let planner = support::planner(Settings::default(), all);
+    let (world, plan, applied) = (planner.world(), planner.plan(), Applied::default());
+    let (budget, budget_object) = world.budgets.first_key_value().unwrap();
+    let (route, route_object) = world.routes.first_key_value().unwrap();
+    let (backend, backend_object) = world.backends.first_key_value().unwrap();
+    let budget = status::budget(budget, budget_object, None, plan, &applied, NOW);
+    let route = status::route(route, route_object, None, plan, &applied, NOW);
+    let backend = status::backend(backend, backend_object, None, plan, &applied, NOW);
+    let same = |written: &[plimsoll_api::shared::Condition], ours: &[&str]| {
+        let mut written: Vec<&str> = written.iter().map(|condition| &*condition.type_).collect();
+        let mut ours = ours.to_vec();
+        written.sort_unstable();
+        ours.sort_unstable();
+        assert_eq!(written, ours);
+    };
+    same(&budget.conditions, &AIBudgetStatus::CONDITIONS);
+    same(&route.conditions, &ModelRouteStatus::CONDITIONS);
+    same(&backend.conditions, &ModelBackendStatus::CONDITIONS);
 }

@@ -18,6 +18,9 @@ const WILDCARD: &str = "*";
 /// The most names of secrets and clusters that one stream may subscribe to; a gateway needs two for each backend.
 const MAX_NAMES: usize = 100_000;
 
+/// In place of what Envoy says of a key.
+const UNQUOTED: &str = "its words stand in its log alone, because they may quote the key";
+
 /// One stream's state.
 #[derive(Debug, Default)]
 pub struct Stream {
@@ -180,15 +183,21 @@ impl Subscription {
             }
             return Heard::Acknowledged(kind);
         };
-        // Envoy applies the good ones of a response and names the others, "name: why". If it names
-        // none, nothing of the response can be believed to be in force.
-        let named = |name: &str| words.contains(&format!("{name}: "));
-        let any_named = in_flight.sent.iter().any(|(name, _)| named(name));
+        // Envoy applies the good ones of a response and names the others. If it names none, nothing of the
+        // response can be believed to be in force.
+        let mut named = named(&words, in_flight.sent.iter().map(|(name, _)| name.as_str()));
+        let any_named = !named.is_empty();
+        let words = match kind {
+            Kind::Cluster => words,
+            Kind::Secret => UNQUOTED.to_owned(),
+        };
         for (name, version) in in_flight.sent {
-            if any_named && !named(&name) {
+            let about = named.remove(&name);
+            if any_named && about.is_none() {
                 self.take(name, version);
             } else if self.wildcard || self.names.contains(&name) {
-                self.rejected.insert(name, Rejected { version, words: words.clone() });
+                let about = about.filter(|_| kind == Kind::Cluster).unwrap_or_else(|| words.clone());
+                self.rejected.insert(name, Rejected { version, words: about });
             }
         }
         Heard::Rejected(kind, words)
@@ -233,6 +242,27 @@ impl Subscription {
             removed: removed.into_iter().collect(),
         })
     }
+}
+
+/// What `words` say about each of `names` that they name: `… a: why, b: why`.
+fn named<'a>(words: &str, names: impl Iterator<Item = &'a str>) -> BTreeMap<String, String> {
+    let mut places: Vec<(usize, usize, &str)> = names
+        .filter_map(|name| {
+            let mark = format!("{name}: ");
+            let places = words.match_indices(&mark).map(|(at, _)| at);
+            // Not the end of a longer name.
+            let at = places.into_iter().find(|at| words[..*at].ends_with(' ') || *at == 0)?;
+            Some((at, at + mark.len(), name))
+        })
+        .collect();
+    places.sort_unstable();
+    let ends = places.iter().skip(1).map(|(at, _, _)| *at).chain([words.len()]);
+    let ends: Vec<usize> = ends.collect();
+    let about = |(place, end): (&(usize, usize, &str), usize)| {
+        let about = words.get(place.1..end).unwrap_or(words).trim_end_matches([',', ' ']);
+        (place.2.to_owned(), about.to_owned())
+    };
+    places.iter().zip(ends).map(about).collect()
 }
 
 #[cfg(test)]
@@ -325,7 +355,8 @@ mod tests {
         assert_eq!(held.acknowledged.get(&a), first.version(&a), "the predecessor stays");
         assert_eq!(held.acknowledged.get(&b), bad.version(&b), "the other one of the response is in force");
         assert_eq!(held.rejected.keys().collect::<Vec<_>>(), [&a]);
-        assert!(held.rejected[&a].words.contains("no good"));
+        assert_eq!(held.rejected[&a].words, UNQUOTED);
+        assert_eq!(heard, Heard::Rejected(Kind::Secret, UNQUOTED.to_owned()), "nor is it logged");
         assert!(stream.due(&bad).is_empty());
 
         let good = snapshot(&[("a", "3"), ("b", "2")]);
@@ -333,6 +364,27 @@ mod tests {
         assert_eq!(names(&response), ["a"]);
         stream.hear(answer(&response, None));
         assert!(stream.held().rejected.is_empty());
+    }
+
+    #[test]
+    fn of_what_envoy_says_each_gets_its_own_part() {
+        let about = |words: &str, names: &[&str]| -> Vec<(String, String)> {
+            named(words, names.iter().copied()).into_iter().collect()
+        };
+        let pair = |name: &str, words: &str| (name.to_owned(), words.to_owned());
+        let words = "Error adding/updating cluster(s) backend/a/x: Invalid path: /no/ca, backend/a/x/passthrough: \
+                     Invalid path: /no/ca, backend/b/x: no, never";
+        assert_eq!(
+            about(words, &["backend/a/x", "backend/a/x/passthrough", "backend/b/x", "backend/c/x"]),
+            [
+                pair("backend/a/x", "Invalid path: /no/ca"),
+                pair("backend/a/x/passthrough", "Invalid path: /no/ca"),
+                pair("backend/b/x", "no, never"),
+            ]
+        );
+        assert_eq!(about("long-a: bad", &["a"]), []);
+        assert_eq!(about("a: bad", &["a"]), [pair("a", "bad")]);
+        assert_eq!(about("out of memory", &["a"]), []);
     }
 
     #[test]

@@ -46,6 +46,32 @@ pub(super) fn denied(status: &Status) -> String {
     missing_rule(status).map_or_else(|| status.message.clone(), |rule| rule.to_string())
 }
 
+/// Whether the same request may be answered otherwise later, although nobody acts on what it asks for.
+pub(super) fn may_pass(status: &Status) -> bool {
+    matches!(status.code, 0 | 401 | 408 | 429 | 500..)
+}
+
+/// What `error` means for everything that is asked of the API server, as the rest of a sentence.
+pub(super) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 401 => {
+            "the API server does not know who this is (401); check the kubeconfig's credentials".to_owned()
+        }
+        kube::Error::Api(status) if status.is_forbidden() => denied(status),
+        kube::Error::Api(status) => format!("the API server answers {}: {}", status.code, status.message),
+        error => format!("the API server can't be reached: {}", root(error)),
+    }
+}
+
+/// The innermost cause: the layers above it say only where it passed.
+pub(super) fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { user, verb, resource, group, namespace } = self;

@@ -5,13 +5,21 @@
 
 mod access;
 mod catalogue;
+mod events;
+mod faults;
+mod metrics;
+mod queue;
 mod source;
+mod status;
 mod stored;
 
+pub use metrics::Requests;
 pub use source::Kubernetes;
+pub use status::{Tasks, Writer};
 pub use stored::{Fingerprint, Reported, Stored};
 
 use anyhow::Context;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::PathBuf;
@@ -33,11 +41,11 @@ pub struct Access {
 }
 
 impl Access {
-    /// A client; nothing is sent yet.
+    /// A client; nothing is sent yet. `requests` counts what is.
     ///
     /// # Errors
     /// The kubeconfig can't be read, or there is none and this is no pod.
-    pub async fn client(&self) -> anyhow::Result<Client> {
+    pub async fn client(&self, requests: &Requests) -> anyhow::Result<Client> {
         // One provider for everything that speaks TLS; whoever was first has installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
@@ -60,6 +68,7 @@ impl Access {
         config.reset_reader_on_write = true;
         let agent = concat!("plimsoll/", env!("CARGO_PKG_VERSION"));
         config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
-        Client::try_from(config).context("no client can be made from the kubeconfig")
+        let client = ClientBuilder::try_from(config).context("no client can be made from the kubeconfig")?;
+        Ok(client.with_layer(&requests.layer()).build())
     }
 }

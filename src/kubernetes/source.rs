@@ -293,15 +293,6 @@ fn failure(error: &watcher::Error, plural: &str) -> Failure {
             "the API server has no {plural}; install it: plimsoll crds | kubectl apply --server-side -f -"
         )),
         Some(status) => Failure::Away(format!("the API server answers {}: {}", status.code, status.message)),
-        None => Failure::Away(format!("the API server can't be reached: {}", root(error))),
+        None => Failure::Away(format!("the API server can't be reached: {}", access::root(error))),
     }
-}
-
-/// The innermost cause: the layers above it say only where it passed.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }

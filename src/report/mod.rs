@@ -5,13 +5,16 @@
 pub mod table;
 
 use crate::source::Fault;
+use plimsoll_api::shared::Time;
 use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectId};
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_plan::Event;
+use prometheus_client::registry::Registry;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// Everything at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -28,12 +31,12 @@ pub struct Report {
     /// One row a limit, for people; by budget.
     #[serde(serialize_with = "flat")]
     pub table: BTreeMap<ObjectName, Arc<Vec<Row>>>,
-    /// Statuses of all budgets; shared with the report before where they are the same.
-    pub budgets: BTreeMap<ObjectName, Arc<AIBudgetStatus>>,
+    /// Statuses of all budgets; shared with the report before where they are the same, as all statuses.
+    pub budgets: BTreeMap<ObjectName, Standing<AIBudgetStatus>>,
     /// Statuses of all routes.
-    pub routes: BTreeMap<ObjectName, ModelRouteStatus>,
+    pub routes: BTreeMap<ObjectName, Standing<ModelRouteStatus>>,
     /// Statuses of all backends.
-    pub backends: BTreeMap<ObjectName, ModelBackendStatus>,
+    pub backends: BTreeMap<ObjectName, Standing<ModelBackendStatus>>,
 }
 
 fn flat<S: Serializer>(
@@ -47,6 +50,43 @@ impl Report {
     /// The table's rows.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.table.values().flat_map(|rows| rows.iter())
+    }
+}
+
+/// The status of one object, and which object of its name that is.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Standing<S> {
+    /// The object's uid: one that was deleted and created again has another. Absent in files.
+    #[serde(skip)]
+    pub uid: Option<Arc<str>>,
+    /// The status.
+    pub status: Arc<S>,
+}
+
+impl<S> Clone for Standing<S> {
+    fn clone(&self) -> Self {
+        Self { uid: self.uid.clone(), status: Arc::clone(&self.status) }
+    }
+}
+
+impl<S: PartialEq> Standing<S> {
+    /// Of the object `uid`; what is the same as `before` is shared with it.
+    #[must_use]
+    pub fn new(uid: Option<&str>, status: S, before: Option<&Self>) -> Self {
+        match before.filter(|before| before.uid.as_deref() == uid) {
+            Some(before) if *before.status == status => before.clone(),
+            Some(before) => Self { uid: before.uid.clone(), status: Arc::new(status) },
+            None => Self { uid: uid.map(Arc::from), status: Arc::new(status) },
+        }
+    }
+}
+
+impl<S> Standing<S> {
+    /// Whether `other` is about the same object and shares its status.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.status, &other.status) && self.uid == other.uid
     }
 }
 
@@ -67,24 +107,35 @@ impl Default for Ledger {
     }
 }
 
-/// One gateway.
+/// One gateway that is connected, or not yet given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gateway {
     /// Whether its ledger stream is up.
     pub ledger: bool,
+    /// Since when it is not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger_down_since: Option<Time>,
     /// Whether its xDS stream is up.
     pub xds: bool,
+    /// Since when it is not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xds_down_since: Option<Time>,
     /// Policy objects that it holds in their current version.
     pub policy: usize,
     /// Policy objects that there are.
     pub policy_total: usize,
+    /// The first of those that it does not hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policy_lacking: Vec<String>,
     /// Policy that it does not understand, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub policy_rejected: BTreeMap<String, String>,
-    /// Envoy's resources that it holds, and in which version.
-    pub envoy: BTreeMap<String, String>,
-    /// Envoy's resources that it rejects, in Envoy's words.
+    /// Clusters that its Envoy holds in their current version, their keys too.
+    pub clusters: usize,
+    /// Clusters that there are.
+    pub clusters_total: usize,
+    /// Clusters and keys that its Envoy rejects, in Envoy's words.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub envoy_rejected: BTreeMap<String, String>,
 }
@@ -122,6 +173,16 @@ pub trait Sink: Send {
     /// Something happened to `object`.
     fn tell(&mut self, object: &ObjectId, event: &Event) {
         let _ = (object, event);
+    }
+
+    /// What is wrong with the way there.
+    fn faults(&self) -> watch::Receiver<Vec<Fault>> {
+        watch::channel(Vec::new()).1
+    }
+
+    /// Puts what it counts into `registry`.
+    fn register(&self, registry: &mut Registry) {
+        let _ = registry;
     }
 }
 

@@ -100,7 +100,7 @@ impl Document<'_> {
         }
         let lines = Lines::of(self.text).ok();
         for Entry { item, object, .. } in entries {
-            for wrong in object.iter_mut().err().into_iter().flatten().filter(|wrong| wrong.line == 0) {
+            for wrong in object.as_mut().err().into_iter().flatten().filter(|wrong| wrong.line == 0) {
                 let found = lines.as_ref().map(|lines| self.line + lines.find(*item, &wrong.field) - 1);
                 wrong.line = found.unwrap_or_else(|| self.first_line());
             }

@@ -1,0 +1,492 @@
+//! Statuses on their way to the API server.
+//!
+//! [`Writer`] takes each report and never waits. A task of its own finds what changed, and writes it in
+//! the order and at the rates of [`Queue`], by server-side apply, so that the status is ours and nothing
+//! else is. Nothing is lost: what could not be written still differs from what is stored, and waits.
+
+use super::access;
+use super::events::{self, Teller};
+use super::faults::Faults;
+use super::metrics::{Metrics, Requests, Why};
+use super::queue::{Job, Next, Queue, Wanted};
+use super::stored::{Fingerprint, Reported, Stored};
+use crate::report::{Report, Sink, Standing};
+use crate::source::Fault;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use kube::api::{Patch, PatchParams};
+use kube::core::object::HasStatus;
+use kube::{Client, Resource};
+use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, ObjectId};
+use plimsoll_core::ids::ObjectName;
+use plimsoll_plan::Event;
+use prometheus_client::registry::Registry;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+/// Who owns statuses, in `metadata.managedFields`.
+const MANAGER: &str = "plimsoll-status";
+
+/// Writes at the same time.
+const FLIGHTS: usize = 8;
+
+/// How long one may take.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a kind rests whose statuses are refused: somebody must act first.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+
+/// The first and the longest pause while no write gets through.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// When it is said that no write gets through: a restart of the API server is no fault.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long stage changes are still written at the end.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the tasks may take to end.
+const END_WITHIN: Duration = Duration::from_secs(3);
+
+/// Statuses that are taken apart before other tasks have their turn.
+const AT_ONCE: usize = 256;
+
+/// Statuses and Events go to an API server.
+#[derive(Debug)]
+pub struct Writer {
+    newest: watch::Sender<Arc<Report>>,
+    teller: Teller,
+    faults: Faults,
+    metrics: Metrics,
+}
+
+/// What writes. It ends by itself soon after its [`Writer`] is dropped.
+#[derive(Debug)]
+pub struct Tasks(JoinSet<()>);
+
+impl Writer {
+    /// Writes with `client` what `stored` does not have yet; `requests` are what the client counts.
+    #[must_use]
+    pub fn start(client: Client, stored: Arc<Stored>, requests: Requests) -> (Self, Tasks) {
+        let (newest, reports) = watch::channel(Arc::default());
+        let (faults, metrics) = (Faults::new(), Metrics { requests, ..Metrics::default() });
+        let (teller, told) = Teller::new(Arc::clone(&stored), metrics.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(events::run(client.clone(), told, faults.clone(), metrics.clone()));
+        let task = Task {
+            client,
+            stored,
+            queue: Queue::default(),
+            report: Arc::default(),
+            away: None,
+            refused: BTreeMap::new(),
+            measured: None,
+            faults: faults.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(task.run(reports));
+        (Self { newest, teller, faults, metrics }, Tasks(tasks))
+    }
+}
+
+impl Sink for Writer {
+    fn put(&mut self, report: &Arc<Report>) {
+        self.newest.send_replace(Arc::clone(report));
+    }
+
+    fn tell(&mut self, object: &ObjectId, event: &Event) {
+        self.teller.tell(object, event);
+    }
+
+    fn faults(&self) -> watch::Receiver<Vec<Fault>> {
+        self.faults.listen()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+}
+
+impl Tasks {
+    /// Waits until what is pending and urgent is written, for a short time.
+    pub async fn end(mut self) {
+        let ended = async { while self.0.join_next().await.is_some() {} };
+        if timeout(END_WITHIN, ended).await.is_err() {
+            tracing::warn!("not every status and Event could be written before the end");
+        }
+    }
+}
+
+/// A kind that has statuses.
+trait Kind:
+    Resource<DynamicType = ()> + HasStatus<Status: Reported + DeserializeOwned + Send + Sync + 'static>
+{
+    /// Its statuses in `report`.
+    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>>;
+}
+
+impl Kind for AIBudget {
+    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
+        &report.budgets
+    }
+}
+
+impl Kind for ModelRoute {
+    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
+        &report.routes
+    }
+}
+
+impl Kind for ModelBackend {
+    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
+        &report.backends
+    }
+}
+
+/// What is sent. The uid makes the API server refuse it for a successor of the same name.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Apply<'a, S> {
+    api_version: &'a str,
+    kind: &'a str,
+    metadata: Metadata<'a>,
+    status: &'a S,
+}
+
+#[derive(Debug, Serialize)]
+struct Metadata<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    uid: &'a str,
+}
+
+/// What is read of the answer: the spec may be one that this version can't read.
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "S: DeserializeOwned"))]
+struct Answer<S> {
+    #[serde(default)]
+    status: Option<S>,
+}
+
+/// Why a status was not written.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// There is no such object.
+    Gone,
+    /// Another object has the name by now.
+    Conflict,
+    /// It may not be: which right is missing.
+    Denied(String),
+    /// It can't be: the API server's words.
+    Refused(String),
+    /// It may be later.
+    Away(String),
+}
+
+impl Failure {
+    fn why(&self) -> Why {
+        let why = match self {
+            Self::Gone => "gone",
+            Self::Conflict => "conflict",
+            Self::Denied(_) => "denied",
+            Self::Refused(_) => "refused",
+            Self::Away(_) => "away",
+        };
+        Why { why }
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.is_not_found() => Self::Gone,
+            kube::Error::Api(status) if status.is_conflict() => Self::Conflict,
+            kube::Error::Api(status) => match access::missing_rule(&status) {
+                Some(rule) => Self::Denied(rule.to_string()),
+                None if access::may_pass(&status) => Self::Away(access::words(&kube::Error::Api(status))),
+                None => Self::Refused(status.message),
+            },
+            error => Self::Away(access::words(&error)),
+        }
+    }
+}
+
+type Landed = (Job, Result<Option<Fingerprint>, Failure>);
+type Flights = FuturesUnordered<BoxFuture<'static, Landed>>;
+
+/// No write gets through.
+#[derive(Debug)]
+struct Away {
+    since: Instant,
+    pause: Duration,
+    until: Instant,
+}
+
+struct Task {
+    client: Client,
+    stored: Arc<Stored>,
+    queue: Queue,
+    /// What the queue was told.
+    report: Arc<Report>,
+    away: Option<Away>,
+    /// Kinds whose statuses are refused, and until when they rest.
+    refused: BTreeMap<String, Instant>,
+    measured: Option<Instant>,
+    faults: Faults,
+    metrics: Metrics,
+}
+
+impl Task {
+    async fn run(mut self, mut reports: watch::Receiver<Arc<Report>>) {
+        let stored = Arc::clone(&self.stored);
+        let mut flights = Flights::new();
+        loop {
+            let wake = self.depart(&mut flights);
+            self.measure();
+            tokio::select! {
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let report = Arc::clone(&reports.borrow_and_update());
+                    self.want_all(report).await;
+                }
+                () = stored.changed() => self.see(),
+                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                () = at(wake) => {}
+            }
+        }
+        self.flush(flights).await;
+    }
+
+    /// Stage changes are news that should not wait for the next process.
+    async fn flush(mut self, mut flights: Flights) {
+        self.queue.keep_stages();
+        let end = Instant::now() + FLUSH_WITHIN;
+        loop {
+            let wake = self.depart(&mut flights).filter(|wake| *wake < end);
+            if flights.is_empty() && wake.is_none() {
+                return;
+            }
+            tokio::select! {
+                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                () = at(wake) => {}
+                () = tokio::time::sleep_until(end) => return,
+            }
+        }
+    }
+
+    /// Begins what may be written now. When there may be more to do although nothing is heard.
+    fn depart(&mut self, flights: &mut Flights) -> Option<Instant> {
+        let now = Instant::now();
+        // One is enough to find out whether anything gets through.
+        let most = if self.away.is_some() { 1 } else { FLIGHTS };
+        if let Some(away) = self.away.as_ref().filter(|away| now < away.until) {
+            return Some(away.until);
+        }
+        while flights.len() < most {
+            match self.queue.next(now.into_std()) {
+                Next::Write(job) => flights.push(self.write(job)),
+                Next::Wait(until) => return Some(Instant::from_std(until)),
+                Next::Nothing => return None,
+            }
+        }
+        None
+    }
+
+    fn write(&self, job: Job) -> BoxFuture<'static, Landed> {
+        match job.id.kind.as_str() {
+            "AIBudget" => self.write_as::<AIBudget>(job),
+            "ModelRoute" => self.write_as::<ModelRoute>(job),
+            _ => self.write_as::<ModelBackend>(job),
+        }
+    }
+
+    fn write_as<K: Kind>(&self, job: Job) -> BoxFuture<'static, Landed> {
+        let name = ObjectName::new(&*job.id.namespace, &*job.id.name);
+        let client = self.client.clone();
+        let standing = K::standings(&self.report).get(&name).map(|standing| Arc::clone(&standing.status));
+        Box::pin(async move {
+            // What is wanted stands in the report that the queue was told.
+            let Some(status) = standing else { return (job, Err(Failure::Gone)) };
+            let outcome = match timeout(WITHIN, apply::<K>(&client, &job, &status)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Failure::Away(format!(
+                    "the API server does not answer within {} s",
+                    WITHIN.as_secs()
+                ))),
+            };
+            (job, outcome)
+        })
+    }
+
+    fn land(&mut self, job: &Job, outcome: Result<Option<Fingerprint>, Failure>) {
+        let now = Instant::now();
+        if !matches!(outcome, Err(Failure::Away(_))) {
+            self.away = None;
+            self.faults.set("statuses", None);
+        }
+        let kind = &job.id.kind;
+        if let Err(failure) = &outcome {
+            self.metrics.failures.get_or_create(&failure.why()).inc();
+            tracing::debug!(object = %job.id, ?failure, "a status is not written");
+        }
+        match outcome {
+            Ok(status) => {
+                self.metrics.writes.inc();
+                self.accepted(&kind.clone());
+                self.stored.wrote(&job.id, &job.uid, status);
+                self.queue.written(job, status, now.into_std());
+            }
+            Err(Failure::Gone) => self.queue.gone(job, now.into_std()),
+            // What stands there now is being watched.
+            Err(Failure::Conflict) => self.queue.failed(job, now.into_std()),
+            Err(Failure::Denied(rule)) => {
+                self.refuse(job, format!("statuses of {kind}s can't be written: {rule}"), now);
+            }
+            Err(Failure::Refused(words)) => {
+                let message = format!(
+                    "the status of {} is refused: {words}; if the definitions are of another version: \
+                     plimsoll crds | kubectl apply --server-side -f -",
+                    job.id
+                );
+                self.refuse(job, message, now);
+            }
+            Err(Failure::Away(why)) => {
+                self.queue.failed(job, now.into_std());
+                self.pause(&why, now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, job: &Job, message: String, now: Instant) {
+        let (kind, until) = (&job.id.kind, now + REFUSED_FOR);
+        if !self.refused.contains_key(kind) {
+            self.faults.set(kind, Some(message));
+        }
+        self.refused.insert(kind.clone(), until);
+        self.queue.failed(job, now.into_std());
+        self.queue.bar(kind, until.into_std());
+    }
+
+    fn accepted(&mut self, kind: &str) {
+        if self.refused.remove(kind).is_some() {
+            self.faults.set(kind, None);
+        }
+    }
+
+    fn pause(&mut self, why: &str, now: Instant) {
+        let [first, longest] = PAUSES;
+        let away = self.away.get_or_insert(Away { since: now, pause: Duration::ZERO, until: now });
+        // One that began before the pause says nothing new.
+        if now >= away.until {
+            away.pause = (away.pause * 2).clamp(first, longest);
+            away.until = now + away.pause;
+        }
+        if now >= away.since + PATIENCE {
+            let message =
+                format!("statuses can't be written: {why}. Calls are metered and budgets enforced as before");
+            self.faults.set("statuses", Some(message));
+        }
+    }
+
+    /// Tells the queue what `report` changes.
+    async fn want_all(&mut self, report: Arc<Report>) {
+        let before = std::mem::replace(&mut self.report, Arc::clone(&report));
+        self.want::<AIBudget>(&before, &report).await;
+        self.want::<ModelRoute>(&before, &report).await;
+        self.want::<ModelBackend>(&before, &report).await;
+    }
+
+    async fn want<K: Kind>(&mut self, before: &Report, report: &Report) {
+        let (before, standings) = (K::standings(before), K::standings(report));
+        let changed = standings.iter().filter(|(name, standing)| {
+            // The report shares what is the same with the one before.
+            before.get(name).is_none_or(|before| !before.is(standing))
+        });
+        for (count, (name, standing)) in changed.enumerate() {
+            if count % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let status = Fingerprint::of(&*standing.status);
+            let wanted = standing.uid.clone().map(|uid| Wanted { uid, status });
+            self.queue.want(&id::<K>(name), wanted, std::time::Instant::now());
+        }
+        for name in before.keys().filter(|name| !standings.contains_key(*name)) {
+            self.queue.want(&id::<K>(name), None, std::time::Instant::now());
+        }
+    }
+
+    /// Tells the queue what the API server has.
+    fn see(&mut self) {
+        let now = std::time::Instant::now();
+        for (id, entry) in self.stored.changes() {
+            self.queue.see(&id, entry, now);
+        }
+    }
+
+    fn measure(&mut self) {
+        let now = Instant::now();
+        self.metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+        if self.measured.is_some_and(|at| now < at + Duration::from_secs(1)) {
+            return;
+        }
+        self.measured = Some(now);
+        let oldest = self.queue.oldest(now.into_std()).as_secs();
+        self.metrics.oldest.set(i64::try_from(oldest).unwrap_or(i64::MAX));
+        // Nobody is left for whom it matters.
+        let over: Vec<String> = self.refused.keys().filter(|kind| !self.queue.has(kind)).cloned().collect();
+        for kind in over {
+            self.accepted(&kind);
+        }
+    }
+}
+
+fn id<K: Kind>(name: &ObjectName) -> Arc<ObjectId> {
+    let ObjectName { namespace, name } = name;
+    let kind = K::kind(&()).into_owned();
+    Arc::new(ObjectId { kind, namespace: namespace.clone(), name: name.clone() })
+}
+
+async fn at(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes one status; what the API server has of it then.
+async fn apply<K: Kind>(
+    client: &Client,
+    job: &Job,
+    status: &K::Status,
+) -> Result<Option<Fingerprint>, Failure> {
+    let ObjectId { namespace, name, .. } = &*job.id;
+    let patch = Patch::Apply(Apply {
+        api_version: &K::api_version(&()),
+        kind: &K::kind(&()),
+        metadata: Metadata { namespace, name, uid: &job.uid },
+        status,
+    });
+    let path = K::url_path(&(), Some(namespace));
+    let parameters = PatchParams::apply(MANAGER).force();
+    let request = kube::core::Request::new(path)
+        .patch_subresource("status", name, &parameters, &patch)
+        .map_err(kube::Error::BuildRequest)?;
+    let answer: Answer<K::Status> = client.request(request).await?;
+    Ok(answer.status.as_ref().map(Fingerprint::of))
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Task(…)")
+    }
+}
