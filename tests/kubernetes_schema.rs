@@ -486,7 +486,7 @@ fn an_object_from_before_a_rule_is_read_and_its_status_written() {
     }
     let cluster = Cluster::start(&lax);
     let old = json!({"apiVersion": API_VERSION, "kind": "AIBudget",
-        "metadata": {"name": "before.the.rule", "namespace": "finance"},
+        "metadata": {"name": "before-the-rule", "namespace": "finance"},
         "spec": {"limits": [{"name": "Month 1", "amount": "1,000"}],
             "stages": [{"trigger": "Used", "percent": 5000, "action": "Block"}]}});
     cluster.must(&["apply", "-f", "-"], &old.to_string());
@@ -499,18 +499,19 @@ fn an_object_from_before_a_rule_is_read_and_its_status_written() {
     })
     .unwrap();
 
-    let stored = cluster.must(&["get", "aib", "before.the.rule", "-n", "finance", "-o", "json"], "");
+    let stored = cluster.must(&["get", "aib", "before-the-rule", "-n", "finance", "-o", "json"], "");
     let budget: AIBudget = serde_json::from_str(&stored).unwrap();
     assert_eq!(budget.spec.limits[0].name, "Month 1");
     let status = r#"{"status": {"observedGeneration": 1}}"#;
-    let patch = ["patch", "aib", "before.the.rule", "-n", "finance", "--type=merge", "-p"];
+    let patch = ["patch", "aib", "before-the-rule", "-n", "finance", "--type=merge", "-p"];
     cluster.must(&[&patch[..], &[status, "--subresource=status"]].concat(), "");
-    // Another field can change; the wrong one can't become another wrong one.
+    // Another field can change, with a warning; the wrong one can't become another wrong one. (A rule on the
+    // whole object has no such mercy: the only one is that of metadata.name, which can't change.)
     cluster.must(&[&patch[..], &[r#"{"spec": {"contact": "ada"}}"#]].concat(), "");
     let (done, said) = cluster.kubectl(
         &[&patch[..], &[r#"{"spec": {"limits": [{"name": "Month 2", "amount": 1}]}}"#]].concat(),
         "",
     );
     assert!(!done && said.contains("spec.limits[0].name"), "{said}");
-    cluster.must(&["delete", "aib", "before.the.rule", "-n", "finance"], "");
+    cluster.must(&["delete", "aib", "before-the-rule", "-n", "finance"], "");
 }

@@ -76,8 +76,8 @@ fn everything_wrong_is_told_by_file_line_and_field() {
     let wrong = BUDGET.replace("500", "12.5").replace("month", "Month 1");
     let directory = Directory::new(&[("a.yaml", &format!("# both\n{BUDGET}---\n{wrong}"))]);
     let told = "\
-a.yaml:18: AIBudget finance/all: spec.limits[0].amount 12.5 is not an integer; write a decimal number in quotes, \"12.5\"
-a.yaml:17: AIBudget finance/all: spec.limits[0].name \"Month 1\" does not fit; use lower case letters, digits and -, with a letter or digit at both ends
+a.yaml:20: AIBudget finance/all: spec.limits[0].amount 12.5 is not an integer; write a decimal number in quotes, \"12.5\"
+a.yaml:19: AIBudget finance/all: spec.limits[0].name \"Month 1\" does not fit; use lower case letters, digits and -, with a letter or digit at both ends
 1 good, 1 bad
 ";
     assert_eq!(directory.validate(&["a.yaml"]), (1, told.to_owned()));
@@ -86,7 +86,7 @@ a.yaml:17: AIBudget finance/all: spec.limits[0].name \"Month 1\" does not fit; u
     assert_eq!(code, 1);
     assert_eq!((&json["good"], &json["bad"], &json["skipped"]), (&1.into(), &1.into(), &0.into()));
     let first = &json["findings"][0];
-    assert_eq!(first["line"], 18);
+    assert_eq!(first["line"], 20);
     assert_eq!(first["file"], "a.yaml");
     assert_eq!(first["object"], "AIBudget finance/all");
     assert_eq!(first["field"], "spec.limits[0].amount");
@@ -231,7 +231,7 @@ fn ten_thousand_documents_take_seconds() {
             .replace('\n', "\n  ")
             .replace("  - api", "- api")
     );
-    let wrong = list.replace("500", "5.5");
+    let wrong = list.replace("amount: 500", "amount: 5.5");
     std::fs::write(directory.0.path().join("list.yaml"), wrong).unwrap();
     let begun = Instant::now();
     let (code, text) = directory.validate(&["list.yaml"]);
