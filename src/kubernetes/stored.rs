@@ -135,6 +135,10 @@ fn hash(value: &impl Serialize) -> u64 {
 pub struct Entry {
     /// Which object of this name it is: a re-created one is another.
     pub uid: Arc<str>,
+    /// Its resourceVersion. A write that names it is refused for any other version, so for a successor too;
+    /// naming the uid is no use: the API server does not look at it when the status of a custom resource
+    /// is written.
+    pub version: Arc<str>,
     /// Its status; None if it has none yet.
     pub status: Option<Fingerprint>,
 }
@@ -158,14 +162,19 @@ pub(super) type Changes = Vec<(Arc<ObjectId>, Option<Entry>)>;
 
 impl Stored {
     /// The API server has `id` like this.
-    pub fn saw(&self, id: &ObjectId, uid: &str, status: Option<Fingerprint>) {
+    pub fn saw(&self, id: &ObjectId, uid: &str, version: &str, status: Option<Fingerprint>) {
         let mut inner = self.inner();
-        let key = match inner.entries.get_key_value(id) {
-            Some((_, entry)) if *entry.uid == *uid && entry.status == status => return,
-            Some((key, _)) => Arc::clone(key),
-            None => Arc::new(id.clone()),
-        };
-        inner.entries.insert(Arc::clone(&key), Entry { uid: uid.into(), status });
+        if let Some(entry) = inner.entries.get_mut(id)
+            && *entry.uid == *uid
+            && entry.status == status
+        {
+            entry.version = version.into();
+            return;
+        }
+        let key =
+            inner.entries.get_key_value(id).map_or_else(|| Arc::new(id.clone()), |(key, _)| Arc::clone(key));
+        let entry = Entry { uid: uid.into(), version: version.into(), status };
+        inner.entries.insert(Arc::clone(&key), entry);
         inner.changed.insert(key);
         drop(inner);
         self.changed.notify_one();
@@ -180,10 +189,11 @@ impl Stored {
         self.changed.notify_one();
     }
 
-    /// The object `uid` has taken this status. If another stands there by now, or none, that stays: what a
-    /// watch has told meanwhile is newer.
-    pub(super) fn wrote(&self, id: &ObjectId, uid: &str, status: Option<Fingerprint>) {
+    /// The object `uid` has taken this status and has this version since. If another stands there by now, or
+    /// none, that stays: what a watch has told meanwhile is newer.
+    pub(super) fn wrote(&self, id: &ObjectId, uid: &str, version: &str, status: Option<Fingerprint>) {
         if let Some(entry) = self.inner().entries.get_mut(id).filter(|entry| *entry.uid == *uid) {
+            entry.version = version.into();
             entry.status = status;
         }
     }
@@ -298,10 +308,12 @@ mod tests {
     #[test]
     fn only_what_is_new_is_told_and_once() {
         let stored = Stored::default();
-        stored.saw(&id(), "1", None);
-        assert_eq!(stored.changes(), [(Arc::new(id()), Some(Entry { uid: "1".into(), status: None }))]);
-        stored.saw(&id(), "1", None);
+        stored.saw(&id(), "1", "10", None);
+        let entry = Entry { uid: "1".into(), version: "10".into(), status: None };
+        assert_eq!(stored.changes(), [(Arc::new(id()), Some(entry))]);
+        stored.saw(&id(), "1", "11", None);
         assert_eq!(stored.changes(), []);
+        assert_eq!(stored.get(&id()).unwrap().version, "11".into());
         stored.gone(&id());
         stored.gone(&id());
         assert_eq!(stored.changes(), [(Arc::new(id()), None)]);
@@ -310,11 +322,11 @@ mod tests {
     #[test]
     fn a_late_answer_says_nothing_about_a_re_created_object() {
         let stored = Stored::default();
-        stored.saw(&id(), "2", None);
-        stored.wrote(&id(), "1", Some(of(&status())));
+        stored.saw(&id(), "2", "20", None);
+        stored.wrote(&id(), "1", "19", Some(of(&status())));
         assert_eq!(stored.get(&id()).unwrap().status, None);
         stored.gone(&id());
-        stored.wrote(&id(), "2", Some(of(&status())));
+        stored.wrote(&id(), "2", "21", Some(of(&status())));
         assert_eq!(stored.get(&id()), None);
     }
 }

@@ -31,7 +31,7 @@ fn create(cluster: &Cluster) {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let client = access.client().await.unwrap();
+        let client = access.client(&plimsoll::kubernetes::Requests::default()).await.unwrap();
         let budgets = Api::<AIBudget>::namespaced(client.clone(), "finance");
         let routes = Api::<ModelRoute>::namespaced(client, "finance");
         let params = &PostParams::default();
