@@ -19,9 +19,11 @@ pub use budget::{AIBudget, AIBudgetSpec, AIBudgetStatus};
 pub use decimal::Decimal;
 pub use object::{Object, ObjectId};
 pub use route::{ModelRoute, ModelRouteSpec, ModelRouteStatus};
-pub use validate::{Problem, validate};
+pub use validate::{KINDS, Problem, validate};
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
 
 /// The API group.
@@ -34,5 +36,26 @@ pub const API_VERSION: &str = "plimsoll.dev/v1alpha1";
 /// The definitions that an API server needs, in the order of their names.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![AIBudget::crd(), ModelBackend::crd(), ModelRoute::crd()]
+    let mut crds = vec![AIBudget::crd(), ModelBackend::crd(), ModelRoute::crd()];
+    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        schema.into_iter().for_each(unwrap_lines);
+    }
+    crds
+}
+
+/// Makes one line of each paragraph of a description: it was cut for this source, and `kubectl explain` cuts
+/// it again, for the reader's screen.
+fn unwrap_lines(schema: &mut JSONSchemaProps) {
+    if let Some(text) = &mut schema.description {
+        let paragraphs: Vec<String> = text.split("\n\n").map(|lines| lines.replace('\n', " ")).collect();
+        *text = paragraphs.join("\n\n");
+    }
+    schema.properties.iter_mut().flat_map(|fields| fields.values_mut()).for_each(unwrap_lines);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        unwrap_lines(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(each)) = &mut schema.additional_properties {
+        unwrap_lines(each);
+    }
 }

@@ -5,7 +5,7 @@
 //! [`Fingerprint`]: 12,000 objects take about two megabytes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use plimsoll_api::budget::{GatewayCount, LimitStatus, Stage};
+use plimsoll_api::budget::{GatewayCount, LimitStatus, Stage, Tightest};
 use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,8 @@ pub struct Parts<'a> {
     observed_generation: Option<i64>,
     limits: &'a [LimitStatus],
     gateways: Option<GatewayCount>,
+    tightest: Option<&'a Tightest>,
+    model: Option<&'a str>,
 }
 
 /// A status that can be compared with what the API server has.
@@ -47,8 +49,9 @@ impl Reported for AIBudgetStatus {
     const CONDITIONS: &'static [&'static str] = &Self::CONDITIONS;
 
     fn parts(&self) -> Parts<'_> {
-        let Self { conditions, observed_generation, limits, gateways } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits, gateways: *gateways }
+        let Self { conditions, observed_generation, limits, gateways, tightest } = self;
+        let (observed_generation, gateways, tightest) = (*observed_generation, *gateways, tightest.as_ref());
+        Parts { conditions, observed_generation, limits, gateways, tightest, model: None }
     }
 }
 
@@ -56,8 +59,9 @@ impl Reported for ModelRouteStatus {
     const CONDITIONS: &'static [&'static str] = &Self::CONDITIONS;
 
     fn parts(&self) -> Parts<'_> {
-        let Self { conditions, observed_generation } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits: &[], gateways: None }
+        let Self { conditions, observed_generation, model } = self;
+        let (observed_generation, model) = (*observed_generation, model.as_deref());
+        Parts { conditions, observed_generation, limits: &[], gateways: None, tightest: None, model }
     }
 }
 
@@ -66,7 +70,8 @@ impl Reported for ModelBackendStatus {
 
     fn parts(&self) -> Parts<'_> {
         let Self { conditions, observed_generation } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits: &[], gateways: None }
+        let observed_generation = *observed_generation;
+        Parts { conditions, observed_generation, limits: &[], gateways: None, tightest: None, model: None }
     }
 }
 
@@ -77,7 +82,7 @@ impl Fingerprint {
     /// Of `status`. Equal for the same status before and after its way through an API server.
     #[must_use]
     pub fn of<S: Reported>(status: &S) -> Self {
-        let Parts { conditions, observed_generation, limits, gateways } = status.parts();
+        let Parts { conditions, observed_generation, limits, gateways, tightest, model } = status.parts();
         let ours = || {
             let find = |kind: &&str| conditions.iter().find(|condition| condition.type_ == *kind);
             S::CONDITIONS.iter().filter_map(find)
@@ -95,7 +100,14 @@ impl Fingerprint {
         Self {
             stage: hash(&(stages, states)),
             verdict: hash(&(observed_generation, verdicts)),
-            whole: hash(&(observed_generation, ours().collect::<Vec<_>>(), limits, gateways)),
+            whole: hash(&(
+                observed_generation,
+                ours().collect::<Vec<_>>(),
+                limits,
+                gateways,
+                tightest,
+                model,
+            )),
         }
     }
 }
@@ -229,6 +241,8 @@ mod tests {
                 "countedSince": "2026-11-24T12:00:00Z",
             }],
             "gateways": {"enforcing": 3, "total": 3},
+            "tightest": {"limit": "month", "used": "12.50", "of": "500.00 USD", "usedPercent": "2.5",
+                "resets": "2026-12-01T00:00+00:00"},
         })
     }
 
@@ -278,6 +292,7 @@ mod tests {
         };
         assert_eq!(differs(set("/limits/0/spent", json!("13.00"))), [false, false, true]);
         assert_eq!(differs(set("/gateways/total", json!(4))), [false, false, true]);
+        assert_eq!(differs(set("/tightest/used", json!("13.00"))), [false, false, true]);
         assert_eq!(differs(set("/conditions/0/message", json!("in force!"))), [false, false, true]);
         assert_eq!(differs(set("/observedGeneration", json!(4))), [false, true, true]);
         assert_eq!(differs(set("/conditions/0/status", json!("False"))), [false, true, true]);
