@@ -466,7 +466,7 @@ impl<K: Sink> Controller<K> {
             report.backends.insert(name.clone(), status);
         }
         report.ledger = applied::ledger(&applied);
-        report.gateways = applied::gateways(&self.parts.ledger, &self.parts.discovery, plan);
+        report.gateways = applied::gateways(&applied, plan);
         let problems = self.problems();
         for fault in problems.difference(&self.problems) {
             tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);

@@ -19,9 +19,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
-/// A gateway that is silent for so long counts as lost (LEDGER.md rule 6), in milliseconds.
-const LOST_AFTER_MS: i64 = 600_000;
-
 /// How often the settings file is looked at.
 const CONFIG_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,7 +50,7 @@ where
         listen: config.listen.grpc,
         transport: config.transport(),
         ride_through_ms: config.ride_through.ms,
-        lost_after_ms: LOST_AFTER_MS,
+        lost_after_ms: plimsoll_plan::GIVEN_UP_AFTER_MS,
     };
     if config.plain_text {
         tracing::warn!(

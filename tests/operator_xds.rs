@@ -172,7 +172,7 @@ fn snapshot(upstreams: &[EnvoyCluster], keys: &[(&str, &str)], ca_file: &str) ->
 }
 
 fn held(discovery: &Discovery, node: &str) -> Option<Held> {
-    discovery.gateways().all().remove(node)
+    discovery.gateways().all().remove(node).map(Arc::unwrap_or_clone)
 }
 
 /// Waits until `node` holds all of `snapshot`.

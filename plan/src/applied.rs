@@ -5,9 +5,13 @@
 
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::UnixMs;
-use plimsoll_core::policy::{PolicyKey, PolicyVersion};
+use plimsoll_core::policy::PolicyKey;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// How long a gateway that left without Close is believed to serve, in milliseconds (LEDGER.md rule 6). Then it
+/// counts no more, and what it holds is unaccounted.
+pub const GIVEN_UP_AFTER_MS: i64 = 600_000;
 
 /// What the gateways hold and the ledger knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,21 +36,60 @@ pub struct Trouble {
 /// What one gateway holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateway {
-    /// Policy that it acknowledged.
-    pub held: Arc<BTreeMap<PolicyKey, PolicyVersion>>,
-    /// Policy that it does not understand, in its words.
+    /// Its filter's stream to the ledger, by which policy comes.
+    pub ledger: Link,
+    /// Its Envoy's xDS stream, by which clusters and keys come.
+    pub xds: Link,
+    /// Policy that it lacks in the planned version. Few, as a rule: what it holds is never listed.
+    pub lacks: Arc<BTreeMap<PolicyKey, Instead>>,
+    /// Policy of the planned version that it does not understand, in its words.
     pub rejected: BTreeMap<PolicyKey, String>,
-    /// Clusters as planned now: those that Envoy answered for.
-    pub clusters: BTreeMap<String, ClusterState>,
+    /// Clusters that its Envoy lacks in the planned version, or whose key it lacks.
+    pub clusters: BTreeMap<String, Missing>,
 }
 
-/// What Envoy said of a cluster.
+/// A stream from a gateway to the operator. What came by it stays in force when it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Link {
+    /// There has been none.
+    #[default]
+    Never,
+    /// There was one before this operator started; the gateway may be back any moment.
+    Expected,
+    /// It ended then.
+    Down {
+        /// When.
+        since: UnixMs,
+    },
+    /// It is open.
+    Up,
+}
+
+/// What a gateway holds instead of the planned version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Instead {
+    /// A version before it, which stays in force there.
+    Before,
+    /// Nothing.
+    Nothing,
+}
+
+/// What an Envoy lacks of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClusterState {
-    /// It has it.
-    Acknowledged,
-    /// It won't have it, in its words.
-    Rejected(String),
+pub struct Missing {
+    /// Which part of it.
+    pub part: Part,
+    /// Why it won't have it, in its words; absent: it has not answered.
+    pub rejected: Option<String>,
+}
+
+/// What a backend has in Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The cluster itself.
+    Cluster,
+    /// The key that it injects.
+    Key,
 }
 
 /// Where accounts stand; one that is absent was never charged.

@@ -14,7 +14,7 @@ pub mod settings;
 pub mod status;
 pub mod world;
 
-pub use applied::{Applied, ClusterState, Gateway, Spend, Spent, Trouble};
+pub use applied::{Applied, GIVEN_UP_AFTER_MS, Gateway, Instead, Link, Missing, Part, Spend, Spent, Trouble};
 pub use compile::check;
 pub use event::{Event, EventKind, events};
 pub use plan::{BackendPlan, BudgetPlan, EnvoyCluster, Plan, Problem, RoutePlan, SecretRef};

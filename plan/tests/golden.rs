@@ -9,7 +9,10 @@ mod support;
 
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::{ObjectName, UnixMs};
-use plimsoll_plan::{Applied, ClusterState, Gateway, Plan, Planner, Settings, Spent, events, status};
+use plimsoll_core::policy::PolicyKey;
+use plimsoll_plan::{
+    Applied, Gateway, Instead, Link, Missing, Part, Plan, Planner, Settings, Spent, events, status,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -46,21 +49,22 @@ struct Spend {
 }
 
 fn applied(scene: &Scene, plan: &Plan) -> Applied {
+    let connected = Gateway { ledger: Link::Up, xds: Link::Up, ..Gateway::default() };
+    let nothing = || {
+        let missing = Missing { part: Part::Cluster, rejected: None };
+        Gateway {
+            lacks: Arc::new(plan.policy.keys().map(|key| (key.clone(), Instead::Nothing)).collect()),
+            clusters: plan.clusters.keys().map(|name| (name.clone(), missing.clone())).collect(),
+            ..connected.clone()
+        }
+    };
     let gateway = |behaviour: &Behaviour| match behaviour {
-        Behaviour::Holds => Gateway {
-            held: Arc::new(plan.policy.iter().map(|(key, object)| (key.clone(), object.version)).collect()),
-            rejected: BTreeMap::new(),
-            clusters: plan.clusters.keys().map(|name| (name.clone(), ClusterState::Acknowledged)).collect(),
-        },
-        Behaviour::Waits => Gateway::default(),
-        Behaviour::Rejects => Gateway {
-            rejected: plan
-                .policy
-                .keys()
-                .map(|key| (key.clone(), "unknown field `pacing`".to_owned()))
-                .collect(),
-            ..Gateway::default()
-        },
+        Behaviour::Holds => connected.clone(),
+        Behaviour::Waits => nothing(),
+        Behaviour::Rejects => {
+            let words = |key: &PolicyKey| (key.clone(), "unknown field `pacing`".to_owned());
+            Gateway { rejected: plan.policy.keys().map(words).collect(), ..nothing() }
+        }
     };
     let mut spend = BTreeMap::new();
     for (limit, window) in plan.budgets.values().flat_map(|budget| &budget.limits) {

@@ -6,7 +6,9 @@ mod support;
 use plimsoll_api::{AIBudgetStatus, Object};
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::{ObjectName, UnixMs};
-use plimsoll_plan::{Applied, EventKind, Gateway, Planner, Settings, Spent, Trouble, events, status};
+use plimsoll_plan::{
+    Applied, EventKind, Gateway, Instead, Link, Planner, Settings, Spent, Trouble, events, status,
+};
 
 const NOW: UnixMs = UnixMs(1_795_521_600_000);
 const DAY: i64 = 86_400_000;
@@ -32,12 +34,10 @@ impl Scene {
     }
 
     fn gateway(&mut self, name: &str, holds: bool) {
-        let policy = self.planner.plan().policy.iter().filter(|_| holds);
-        let held: std::collections::BTreeMap<_, _> =
-            policy.map(|(key, object)| (key.clone(), object.version)).collect();
-        self.applied
-            .gateways
-            .insert(name.to_owned(), Gateway { held: std::sync::Arc::new(held), ..Gateway::default() });
+        let policy = self.planner.plan().policy.keys().filter(|_| !holds);
+        let lacks = std::sync::Arc::new(policy.map(|key| (key.clone(), Instead::Before)).collect());
+        let gateway = Gateway { ledger: Link::Up, xds: Link::Up, lacks, ..Gateway::default() };
+        self.applied.gateways.insert(name.to_owned(), gateway);
     }
 
     fn spend(&mut self, dollars_in_cents: i64, exhausted: bool) {
@@ -117,6 +117,7 @@ fn a_new_gateway_flips_enforced_alone_and_a_new_generation_waits_for_all() {
 
     scene.planner.put(budget(2, 6));
     scene.planner.replan(scene.now);
+    scene.gateway("gw-1", false);
     scene.look();
     assert_eq!(scene.condition("Ready"), "False WaitingForGateways");
     assert_eq!(scene.condition("Reconciling"), "True WaitingForGateways");

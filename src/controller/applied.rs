@@ -1,15 +1,20 @@
 //! What was applied, gathered from those who know: policy stream, xDS streams, ledger.
 
-use crate::gateway::{Discovery, Held, ResourceKey, Snapshot, secret};
-use crate::ledger::{LedgerHandle, LedgerState};
+use crate::gateway::{Discovery, Envoy, Held, ResourceKey, Snapshot, Version, secret};
+use crate::ledger::{GatewayState, LedgerHandle, LedgerState};
 use crate::report;
+use k8s_openapi::jiff::Timestamp;
 use plimsoll_api::budget::Enforcement as Declared;
+use plimsoll_api::shared::Time;
 use plimsoll_api::{AIBudget, AIBudgetStatus};
 use plimsoll_core::account::{AccountKey, Unit};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::Enforcement;
-use plimsoll_plan::{Applied, ClusterState, EnvoyCluster, Gateway, Plan, Spend, Spent, Trouble};
+use plimsoll_plan::{Applied, EnvoyCluster, Gateway, Link, Missing, Part, Plan, Spend, Spent, Trouble};
 use std::collections::BTreeMap;
+
+/// Policy that is named of what one gateway lacks.
+const MOST_LACKING: usize = 10;
 
 /// What gateways hold of `plan` and where its accounts stand at `now`.
 pub(super) fn applied(
@@ -19,37 +24,73 @@ pub(super) fn applied(
     snapshot: &Snapshot,
     now: UnixMs,
 ) -> Applied {
-    let envoys = discovery.gateways().all();
-    let mut gateways: BTreeMap<String, Gateway> = BTreeMap::new();
-    for state in ledger.hub().gateways() {
-        let rejected = state.rejected.into_iter().map(|(key, rejection)| (key, rejection.reason)).collect();
-        gateways.insert(state.id, Gateway { held: state.holds, rejected, clusters: BTreeMap::new() });
+    Applied {
+        gateways: merged(ledger.hub().gateways(), discovery.gateways().known(), &wanted(plan, snapshot)),
+        spend: spend(ledger, plan, now),
+        trouble: trouble(&ledger.state().borrow()),
     }
-    // An Envoy that only asks for clusters counts too: it serves, and holds no policy.
-    for (node, held) in &envoys {
-        let clusters = plan
-            .clusters
-            .values()
-            .filter_map(|cluster| Some((cluster.name.clone(), state(cluster, held, snapshot)?)));
-        gateways.entry(node.clone()).or_default().clusters = clusters.collect();
-    }
-    Applied { gateways, spend: spend(ledger, plan, now), trouble: trouble(&ledger.state().borrow()) }
 }
 
-/// What an Envoy said of a cluster and the key that it injects; `None`: nothing yet.
-fn state(cluster: &EnvoyCluster, held: &Held, snapshot: &Snapshot) -> Option<ClusterState> {
-    let mut keys = vec![ResourceKey::cluster(&cluster.name)];
-    keys.extend(cluster.inject_key.as_ref().map(|key| ResourceKey::secret(&secret::name(key))));
-    for key in keys {
-        let wanted = snapshot.version(&key)?;
-        if let Some(rejected) = held.rejected.get(&key).filter(|rejected| rejected.version == *wanted) {
-            return Some(ClusterState::Rejected(rejected.words.clone()));
+/// Filters and Envoys, by the gateways' ids.
+fn merged(
+    filters: Vec<GatewayState>,
+    mut envoys: BTreeMap<String, Envoy>,
+    wanted: &[Wanted<'_>],
+) -> BTreeMap<String, Gateway> {
+    let mut gateways = BTreeMap::new();
+    for state in filters {
+        let envoy = envoys.remove(&state.id);
+        if state.closed {
+            continue;
         }
-        if held.acknowledged.get(&key) != Some(wanted) {
-            return None;
-        }
+        let (xds, clusters) = match envoy {
+            Some(Envoy { held, ended: None }) => (Link::Up, missing(&held, wanted)),
+            Some(Envoy { held, ended: Some(since) }) => (Link::Down { since }, missing(&held, wanted)),
+            None if state.awaited => (Link::Expected, BTreeMap::new()),
+            None => (Link::Never, BTreeMap::new()),
+        };
+        let rejected = state.rejected.into_iter().map(|(key, rejection)| (key, rejection.reason)).collect();
+        let gateway = Gateway { ledger: state.link, xds, lacks: state.lacks, rejected, clusters };
+        gateways.insert(state.id, gateway);
     }
-    Some(ClusterState::Acknowledged)
+    // An Envoy alone counts too, while it is connected: it may serve, and holds no policy.
+    for (node, Envoy { held, .. }) in envoys.into_iter().filter(|(_, envoy)| envoy.ended.is_none()) {
+        let clusters = missing(&held, wanted);
+        gateways.insert(node, Gateway { xds: Link::Up, clusters, ..Gateway::default() });
+    }
+    gateways
+}
+
+/// What an Envoy should have of one cluster; without a version it can't be had yet.
+struct Wanted<'a> {
+    cluster: &'a str,
+    parts: Vec<(Part, ResourceKey, Option<&'a Version>)>,
+}
+
+fn wanted<'a>(plan: &'a Plan, snapshot: &'a Snapshot) -> Vec<Wanted<'a>> {
+    let part = |part: Part, key: ResourceKey| {
+        let version = snapshot.version(&key);
+        (part, key, version)
+    };
+    let cluster = |EnvoyCluster { name, inject_key, .. }: &'a EnvoyCluster| {
+        let key = inject_key.as_ref().map(|key| part(Part::Key, ResourceKey::secret(&secret::name(key))));
+        let parts = std::iter::once(part(Part::Cluster, ResourceKey::cluster(name))).chain(key);
+        Wanted { cluster: name, parts: parts.collect() }
+    };
+    plan.clusters.values().map(cluster).collect()
+}
+
+/// What an Envoy lacks of what is wanted.
+fn missing(held: &Held, wanted: &[Wanted<'_>]) -> BTreeMap<String, Missing> {
+    let missing = |(part, key, version): &(Part, ResourceKey, Option<&Version>)| {
+        let holds = version.is_some_and(|version| held.acknowledged.get(key) == Some(version));
+        let rejected = held.rejected.get(key).filter(|rejected| Some(&rejected.version) == *version);
+        let rejected = rejected.map(|rejected| rejected.words.clone());
+        (!holds || rejected.is_some()).then_some(Missing { part: *part, rejected })
+    };
+    let first =
+        |wanted: &Wanted<'_>| Some((wanted.cluster.to_owned(), wanted.parts.iter().find_map(missing)?));
+    wanted.iter().filter_map(first).collect()
 }
 
 fn spend(ledger: &LedgerHandle, plan: &Plan, now: UnixMs) -> Spend {
@@ -101,39 +142,42 @@ pub(super) fn ledger(applied: &Applied) -> report::Ledger {
 }
 
 /// The gateways' part of the report.
-pub(super) fn gateways(
-    ledger: &LedgerHandle,
-    discovery: &Discovery,
-    plan: &Plan,
-) -> BTreeMap<String, report::Gateway> {
-    let mut gateways: BTreeMap<String, report::Gateway> = BTreeMap::new();
-    for state in ledger.hub().gateways() {
-        let current =
-            plan.policy.iter().filter(|(key, object)| state.holds.get(key) == Some(&object.version)).count();
-        let gateway = report::Gateway {
-            ledger: state.connected,
-            policy: current,
-            policy_rejected: state
-                .rejected
-                .iter()
-                .map(|(key, why)| (key.to_string(), why.reason.clone()))
-                .collect(),
-            ..report::Gateway::default()
+pub(super) fn gateways(applied: &Applied, plan: &Plan) -> BTreeMap<String, report::Gateway> {
+    let gateway = |gateway: &Gateway| {
+        let Gateway { ledger, xds, lacks, rejected, clusters } = gateway;
+        let of = |link: &Link, all: usize, lacking: usize| match link {
+            Link::Never | Link::Expected => 0,
+            Link::Down { .. } | Link::Up => all.saturating_sub(lacking),
         };
-        gateways.insert(state.id, gateway);
+        let cluster = |(name, missing): (&String, &Missing)| {
+            let what = match missing.part {
+                Part::Cluster => format!("cluster {name}"),
+                Part::Key => format!("key of cluster {name}"),
+            };
+            missing.rejected.clone().map(|words| (what, words))
+        };
+        report::Gateway {
+            ledger: *ledger == Link::Up,
+            ledger_down_since: down_since(*ledger),
+            xds: *xds == Link::Up,
+            xds_down_since: down_since(*xds),
+            policy: of(ledger, plan.policy.len(), lacks.len()),
+            policy_total: plan.policy.len(),
+            policy_lacking: lacks.keys().take(MOST_LACKING).map(ToString::to_string).collect(),
+            policy_rejected: rejected.iter().map(|(key, words)| (key.to_string(), words.clone())).collect(),
+            clusters: of(xds, plan.clusters.len(), clusters.len()),
+            clusters_total: plan.clusters.len(),
+            envoy_rejected: clusters.iter().filter_map(cluster).collect(),
+        }
+    };
+    applied.gateways.iter().map(|(name, one)| (name.clone(), gateway(one))).collect()
+}
+
+fn down_since(link: Link) -> Option<Time> {
+    match link {
+        Link::Down { since } => Timestamp::from_millisecond(since.0).ok().map(Time),
+        Link::Never | Link::Expected | Link::Up => None,
     }
-    for (node, held) in discovery.gateways().all() {
-        let gateway = gateways.entry(node).or_default();
-        gateway.xds = true;
-        gateway.envoy =
-            held.acknowledged.iter().map(|(key, version)| (key.to_string(), version.to_string())).collect();
-        gateway.envoy_rejected =
-            held.rejected.iter().map(|(key, rejected)| (key.to_string(), rejected.words.clone())).collect();
-    }
-    for gateway in gateways.values_mut() {
-        gateway.policy_total = plan.policy.len();
-    }
-    gateways
 }
 
 /// A budget's rows in the table.
@@ -171,4 +215,94 @@ pub(super) fn rows(
         }
     };
     status.limits.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::Rejected;
+    use crate::gateway::secret::secret as content;
+    use plimsoll_plan::SecretRef;
+    use std::sync::Arc;
+
+    const NAME: &str = "backend/p/openai";
+
+    /// A backend with a key, and the key's resource name.
+    fn world() -> (Plan, Snapshot, ResourceKey) {
+        let key = SecretRef { secret: ObjectName::new("p", "openai"), key: "api-key".to_owned() };
+        let name = secret::name(&key);
+        let (host, tls) = ("127.0.0.1".to_owned(), false);
+        let cluster = EnvoyCluster { name: NAME.to_owned(), host, port: 1, tls, inject_key: Some(key) };
+        let mut snapshot = Snapshot::default();
+        snapshot.insert(ResourceKey::cluster(NAME), &crate::gateway::cluster::cluster(&cluster, ""), b"");
+        snapshot.insert(ResourceKey::secret(&name), &content(&name, b"sk"), b"");
+        let clusters = BTreeMap::from([(NAME.to_owned(), cluster)]);
+        (Plan { clusters, ..Plan::default() }, snapshot, ResourceKey::secret(&name))
+    }
+
+    fn filter(id: &str, link: Link) -> GatewayState {
+        GatewayState {
+            id: id.to_owned(),
+            link,
+            awaited: false,
+            closed: false,
+            lacks: Arc::default(),
+            rejected: BTreeMap::new(),
+            acknowledged: None,
+        }
+    }
+
+    fn envoy(held: Held, ended: Option<UnixMs>) -> Envoy {
+        Envoy { held: Arc::new(held), ended }
+    }
+
+    #[test]
+    fn a_cluster_is_missing_until_envoy_has_it_and_its_key_in_this_version() {
+        let (plan, snapshot, key) = world();
+        let wanted = wanted(&plan, &snapshot);
+        let (cluster, mut held) = (ResourceKey::cluster(NAME), Held::default());
+        let missing_of = |held: &Held| missing(held, &wanted).remove(NAME);
+        let missing =
+            |part, rejected: Option<&str>| Some(Missing { part, rejected: rejected.map(str::to_owned) });
+        assert_eq!(missing_of(&held), missing(Part::Cluster, None));
+        held.acknowledged.insert(cluster.clone(), snapshot.version(&cluster).unwrap().clone());
+        assert_eq!(missing_of(&held), missing(Part::Key, None));
+        held.acknowledged.insert(key.clone(), Version("of another key".to_owned()));
+        assert_eq!(missing_of(&held), missing(Part::Key, None));
+        held.acknowledged.insert(key.clone(), snapshot.version(&key).unwrap().clone());
+        assert_eq!(missing_of(&held), None);
+        let words = "no such file".to_owned();
+        let stale = Rejected { version: Version("before".to_owned()), words: words.clone() };
+        held.rejected.insert(cluster.clone(), stale);
+        assert_eq!(missing_of(&held), None, "that was another version");
+        let version = snapshot.version(&cluster).unwrap().clone();
+        held.rejected.insert(cluster, Rejected { version, words });
+        assert_eq!(missing_of(&held), missing(Part::Cluster, Some("no such file")));
+    }
+
+    #[test]
+    fn who_counts_as_a_gateway() {
+        let (up, down) = (Link::Up, Link::Down { since: UnixMs(7) });
+        let awaited = GatewayState { awaited: true, ..filter("back", up) };
+        let closed = GatewayState { closed: true, ..filter("closed", down) };
+        let filters = vec![filter("both", up), filter("no-xds", up), filter("lost", down), awaited, closed];
+        let envoys = BTreeMap::from([
+            ("both".to_owned(), envoy(Held::default(), None)),
+            ("lost".to_owned(), envoy(Held::default(), Some(UnixMs(8)))),
+            ("closed".to_owned(), envoy(Held::default(), None)),
+            ("alone".to_owned(), envoy(Held::default(), None)),
+            ("alone-and-gone".to_owned(), envoy(Held::default(), Some(UnixMs(9)))),
+        ]);
+        let links = merged(filters, envoys, &[]);
+        let links: Vec<_> =
+            links.iter().map(|(name, gateway)| (name.as_str(), gateway.ledger, gateway.xds)).collect();
+        let expected = [
+            ("alone", Link::Never, up),
+            ("back", up, Link::Expected),
+            ("both", up, up),
+            ("lost", down, Link::Down { since: UnixMs(8) }),
+            ("no-xds", up, Link::Never),
+        ];
+        assert_eq!(links, expected);
+    }
 }

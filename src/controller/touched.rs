@@ -4,8 +4,8 @@
 
 use plimsoll_core::ids::ObjectName;
 use plimsoll_core::policy::PolicyKey;
-use plimsoll_plan::{Applied, Delta, Spend};
-use std::collections::BTreeSet;
+use plimsoll_plan::{Applied, Delta, Instead, Link, Spend};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Some budgets, or all.
@@ -38,6 +38,14 @@ impl Touched {
         }
     }
 
+    /// A gateway says something else about `key`.
+    fn told(&mut self, key: &PolicyKey) {
+        match key {
+            PolicyKey::Budget(name) => self.add(name),
+            PolicyKey::Installation | PolicyKey::Window(_) | PolicyKey::Backend(_) | PolicyKey::Route(_) => {}
+        }
+    }
+
     /// The plan changed.
     pub(super) fn planned(&mut self, delta: &Delta) {
         // A window that began changes every status that shows it; what is served decides about prices.
@@ -56,21 +64,32 @@ impl Touched {
             return Self::All;
         }
         for (old, new) in before.gateways.values().zip(after.gateways.values()) {
-            if old.rejected != new.rejected {
-                return Self::All;
+            for key in differing(&old.rejected, &new.rejected) {
+                self.told(key);
             }
-            // The hub's own map, as long as nothing is acknowledged.
-            if Arc::ptr_eq(&old.held, &new.held) {
+            if old.ledger != new.ledger {
+                let is_unheard = |link| matches!(link, Link::Never | Link::Expected);
+                if is_unheard(old.ledger) || is_unheard(new.ledger) {
+                    return Self::All;
+                }
+                // Why it lags is another reason now.
+                if old.lacks.iter().chain(new.lacks.iter()).any(is_window_missing) {
+                    return Self::All;
+                }
+                old.lacks.keys().chain(new.lacks.keys()).for_each(|key| self.told(key));
+            }
+            // The hub's own map, as long as nothing changes in it.
+            if Arc::ptr_eq(&old.lacks, &new.lacks) {
                 continue;
             }
-            for key in differing(&old.held, &new.held) {
-                match key {
-                    PolicyKey::Budget(name) => self.add(name),
-                    // Which version of a window is held is no news; that one is held at all is.
-                    PolicyKey::Window(_) if old.held.contains_key(key) == new.held.contains_key(key) => {}
-                    PolicyKey::Window(_) => return Self::All,
-                    PolicyKey::Installation | PolicyKey::Backend(_) | PolicyKey::Route(_) => {}
+            for key in differing(&old.lacks, &new.lacks) {
+                let missing =
+                    |lacks: &BTreeMap<PolicyKey, Instead>| lacks.get(key) == Some(&Instead::Nothing);
+                // Which version of a window is held is no news; that one is held at all is.
+                if matches!(key, PolicyKey::Window(_)) && missing(&old.lacks) != missing(&new.lacks) {
+                    return Self::All;
                 }
+                self.told(key);
             }
         }
         let (old, new): (&Spend, &Spend) = (&before.spend, &after.spend);
@@ -81,10 +100,14 @@ impl Touched {
     }
 }
 
+fn is_window_missing((key, instead): (&PolicyKey, &Instead)) -> bool {
+    matches!(key, PolicyKey::Window(_)) && *instead == Instead::Nothing
+}
+
 /// Keys that one of the maps lacks, or that have another value there.
 fn differing<'a, K: Ord, V: PartialEq>(
-    old: &'a std::collections::BTreeMap<K, V>,
-    new: &'a std::collections::BTreeMap<K, V>,
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = &'a K> {
     let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).map(|(key, _)| key);
     changed.chain(old.keys().filter(|key| !new.contains_key(*key)))
@@ -95,17 +118,23 @@ mod tests {
     use super::*;
     use plimsoll_core::account::{AccountKey, Amount, LimitKey, Unit};
     use plimsoll_core::ids::UnixMs;
-    use plimsoll_core::policy::PolicyVersion;
     use plimsoll_plan::{Gateway, Spent};
+
+    const UP: Link = Link::Up;
+    const DOWN: Link = Link::Down { since: UnixMs(5) };
 
     fn budget(name: &str) -> ObjectName {
         ObjectName::new("finance", name)
     }
 
-    fn applied(held: &[(PolicyKey, u64)], spent: &[(&str, i64)]) -> Applied {
+    fn key(name: &str) -> PolicyKey {
+        PolicyKey::Budget(budget(name))
+    }
+
+    fn applied(ledger: Link, lacks: &[(PolicyKey, Instead)], spent: &[(&str, i64)]) -> Applied {
         let mut applied = Applied::default();
-        let held = held.iter().map(|(key, version)| (key.clone(), PolicyVersion(*version))).collect();
-        applied.gateways.insert("gw".to_owned(), Gateway { held: Arc::new(held), ..Gateway::default() });
+        let lacks = Arc::new(lacks.iter().cloned().collect());
+        applied.gateways.insert("gw".to_owned(), Gateway { ledger, lacks, ..Gateway::default() });
         for (name, nano) in spent {
             let limit = LimitKey::new(budget(name), "month".into(), Unit::Usd, "Month@UTC".into());
             let account = AccountKey { limit, start: UnixMs(0), key: String::new() };
@@ -114,26 +143,59 @@ mod tests {
         applied
     }
 
+    fn touched(before: &Applied, after: &Applied) -> Touched {
+        Touched::default().applied(before, after)
+    }
+
     fn some(names: &[&str]) -> Touched {
         Touched::Some(names.iter().map(|name| budget(name)).collect())
     }
 
     #[test]
     fn what_was_spent_or_acknowledged_touches_that_budget_alone() {
-        let key = |name| PolicyKey::Budget(budget(name));
-        let before = applied(&[(key("a"), 1), (key("b"), 1), (key("gone"), 1)], &[("c", 1), ("d", 1)]);
-        let after = applied(&[(key("a"), 2), (key("b"), 1), (key("new"), 1)], &[("c", 2), ("d", 1)]);
-        assert_eq!(Touched::default().applied(&before, &after), some(&["a", "c", "gone", "new"]));
-        assert_eq!(Touched::default().applied(&before, &before), some(&[]));
+        use Instead::{Before, Nothing};
+        let before = applied(
+            UP,
+            &[(key("a"), Before), (key("b"), Before), (key("e"), Nothing)],
+            &[("c", 1), ("d", 1)],
+        );
+        let after = applied(
+            UP,
+            &[(key("b"), Before), (key("e"), Before), (key("new"), Nothing)],
+            &[("c", 2), ("d", 1)],
+        );
+        assert_eq!(touched(&before, &after), some(&["a", "c", "e", "new"]));
+        assert_eq!(touched(&before, &before), some(&[]));
+        let mut rejected = before.clone();
+        let words = BTreeMap::from([(key("b"), "unknown field".to_owned())]);
+        rejected.gateways.values_mut().for_each(|gateway| gateway.rejected.clone_from(&words));
+        assert_eq!(touched(&before, &rejected), some(&["b"]));
     }
 
     #[test]
     fn a_gateway_that_comes_and_a_window_that_is_first_held_touch_all() {
         let window = PolicyKey::Window("Month@UTC".to_owned());
-        let before = applied(&[], &[]);
-        assert_eq!(Touched::default().applied(&Applied::default(), &before), Touched::All);
-        assert_eq!(Touched::default().applied(&before, &applied(&[(window.clone(), 1)], &[])), Touched::All);
-        let later = applied(&[(window.clone(), 2)], &[]);
-        assert_eq!(Touched::default().applied(&applied(&[(window, 1)], &[]), &later), some(&[]));
+        let nothing = applied(UP, &[(window.clone(), Instead::Nothing)], &[]);
+        let before = applied(UP, &[(window, Instead::Before)], &[]);
+        let current = applied(UP, &[], &[]);
+        assert_eq!(touched(&Applied::default(), &current), Touched::All);
+        assert_eq!(touched(&nothing, &before), Touched::All);
+        assert_eq!(touched(&nothing, &current), Touched::All);
+        assert_eq!(touched(&before, &current), some(&[]));
+    }
+
+    #[test]
+    fn a_stream_that_ends_touches_what_its_gateway_lacks_and_one_that_was_never_heard_all() {
+        let lacks = [(key("a"), Instead::Before)];
+        assert_eq!(touched(&applied(UP, &lacks, &[]), &applied(DOWN, &lacks, &[])), some(&["a"]));
+        assert_eq!(touched(&applied(DOWN, &lacks, &[]), &applied(UP, &[], &[])), some(&["a"]));
+        assert_eq!(
+            touched(&applied(UP, &[], &[]), &applied(DOWN, &[], &[])),
+            some(&[]),
+            "what it holds it holds"
+        );
+        assert_eq!(touched(&applied(Link::Expected, &[], &[]), &applied(UP, &[], &[])), Touched::All);
+        let window = [(PolicyKey::Window("Month@UTC".to_owned()), Instead::Nothing)];
+        assert_eq!(touched(&applied(UP, &window, &[]), &applied(DOWN, &window, &[])), Touched::All);
     }
 }

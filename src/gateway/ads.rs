@@ -8,7 +8,7 @@ use super::acks::Gateways;
 use super::identity::Names;
 use super::snapshot::Snapshot;
 use super::stream::{Heard, Stream};
-use crate::ledger::Transport;
+use crate::ledger::{Clock, Transport};
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use futures::stream::BoxStream;
+use plimsoll_core::ids::UnixMs;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,6 +38,7 @@ pub struct Discovery {
     snapshot: watch::Sender<Arc<Snapshot>>,
     gateways: Arc<Gateways>,
     streams: AtomicU64,
+    clock: Clock,
     stopping: watch::Sender<bool>,
 }
 
@@ -46,6 +48,7 @@ impl Default for Discovery {
             snapshot: watch::Sender::new(Arc::default()),
             gateways: Arc::default(),
             streams: AtomicU64::new(0),
+            clock: Clock::new(UnixMs(0)),
             stopping: watch::Sender::new(false),
         }
     }
@@ -90,7 +93,7 @@ impl Discovery {
         let mut node = None::<String>;
         let ended = self.converse(number, &names, &mut node, &mut requests, &responses).await;
         if let Some(node) = node {
-            self.gateways.gone(&node, number);
+            self.gateways.gone(&node, number, self.clock.now());
             match &ended {
                 Ok(()) => tracing::info!(gateway = node, "xDS stream ended"),
                 Err(status) => tracing::warn!(gateway = node, reason = status.message(), "xDS stream ended"),

@@ -13,6 +13,6 @@ pub mod secret;
 pub mod snapshot;
 pub mod stream;
 
-pub use acks::{Gateways, Held, Rejected};
+pub use acks::{Envoy, Gateways, Held, Rejected};
 pub use ads::Discovery;
 pub use snapshot::{Kind, ResourceKey, Snapshot, Version};

@@ -35,7 +35,7 @@ impl<S: Store> Forgetting<S> {
         let mut place = Place::FIRST;
         loop {
             let now = self.clock.now();
-            self.hub.forget(now.plus(-self.lost_after_ms));
+            self.hub.forget(now.plus(-self.lost_after_ms), now);
             let more = match self.step(now, &mut place).await {
                 Ok(more) => more,
                 Err(error) => {

@@ -2,12 +2,14 @@
 //!
 //! Changes are numbered; a stream remembers how far it has been told, so one changed budget among 10,000
 //! costs one small delta, and what changes while a gateway is slow goes in one. A gateway holds an object
-//! from its acknowledgement on, and not before. Nothing here sends.
+//! from its acknowledgement on, and not before. A gateway that leaves without Close may go on serving, and
+//! counts until it is given up. Nothing here sends.
 
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::ledger::StreamId;
 use plimsoll_core::policy::{PolicyKey, PolicyObject, PolicyVersion};
 use plimsoll_core::protocol::{PolicyAck, PolicyDelta};
+use plimsoll_plan::{Instead, Link};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -16,6 +18,9 @@ use tokio::sync::watch;
 const MOST_WORDS: usize = 1_024;
 /// Deltas that one gateway may leave unacknowledged; then changes are gathered until it answers.
 const MAX_UNACKNOWLEDGED: usize = 8;
+/// How long a gateway that was there before this process started is taken to be on its way back, in
+/// milliseconds: an Envoy that found no operator tries again within 30 s.
+const BACK_WITHIN_MS: i64 = 30_000;
 
 /// The policy, and who holds it.
 #[derive(Debug, Default)]
@@ -38,14 +43,21 @@ struct Hub {
     /// Removed keys that some stream may not have been told of, by their change.
     removed: BTreeMap<PolicyKey, u64>,
     gateways: BTreeMap<String, Gateway>,
+    started: UnixMs,
 }
 
 /// The objects of one delta; `None`: removed.
 type Sent = Vec<(PolicyKey, Option<PolicyVersion>)>;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Gateway {
     stream: Option<StreamId>,
+    /// It was there before this process started, and may still be on its way back.
+    awaited: bool,
+    /// It has said Hello to this process.
+    joined: bool,
+    /// It has said that it ends; what it was told is in force nowhere.
+    closed: bool,
     /// The last change that it was told of.
     told: u64,
     /// The last delta's number.
@@ -54,8 +66,11 @@ struct Gateway {
     sent: VecDeque<(u64, Sent)>,
     /// The next delta is due even if it is empty: it answers Hello.
     greet: bool,
-    holds: Arc<BTreeMap<PolicyKey, PolicyVersion>>,
+    holds: BTreeMap<PolicyKey, PolicyVersion>,
     rejected: BTreeMap<PolicyKey, Rejection>,
+    /// Current objects that it does not hold, but for changes after `seen`.
+    lacks: Arc<BTreeMap<PolicyKey, Instead>>,
+    seen: u64,
     acknowledged: Option<(u64, UnixMs)>,
     left: UnixMs,
 }
@@ -74,11 +89,15 @@ pub struct Rejection {
 pub struct GatewayState {
     /// Envoy's node id.
     pub id: String,
-    /// Whether it is on a stream.
-    pub connected: bool,
-    /// What is in force there, connected or not.
-    pub holds: Arc<BTreeMap<PolicyKey, PolicyVersion>>,
-    /// What it did not understand.
+    /// Its stream.
+    pub link: Link,
+    /// It may not have had the time to come back since this process started.
+    pub awaited: bool,
+    /// It has said that it ends: it serves nobody, though its Envoy may be seen for a moment yet.
+    pub closed: bool,
+    /// Current objects that are not in force there, connected or not.
+    pub lacks: Arc<BTreeMap<PolicyKey, Instead>>,
+    /// Current objects that it did not understand.
     pub rejected: BTreeMap<PolicyKey, Rejection>,
     /// The last delta of its stream that it acknowledged, and when.
     pub acknowledged: Option<(u64, UnixMs)>,
@@ -115,6 +134,7 @@ impl PolicyHub {
             if hub.objects.contains_key(&key) {
                 let change = hub.next_change(&key);
                 hub.objects.remove(&key);
+                hub.gateways.values_mut().for_each(|gateway| gateway.compare(&key, None));
                 hub.removed.insert(key, change);
             }
         }
@@ -127,16 +147,26 @@ impl PolicyHub {
         }
     }
 
-    /// Every known gateway.
+    /// Every gateway that is connected or not yet given up, and those that closed lately.
     #[must_use]
     pub fn gateways(&self) -> Vec<GatewayState> {
-        let hub = self.hub();
-        let states = hub.gateways.iter().map(|(id, gateway)| GatewayState {
-            id: id.clone(),
-            connected: gateway.stream.is_some(),
-            holds: Arc::clone(&gateway.holds),
-            rejected: gateway.rejected.clone(),
-            acknowledged: gateway.acknowledged,
+        let mut hub = self.hub();
+        let Hub { change, objects, changes, gateways, .. } = &mut *hub;
+        let states = gateways.iter_mut().map(|(id, gateway)| {
+            gateway.catch_up(*change, objects, changes);
+            let is_current = |(key, rejection): &(&PolicyKey, &Rejection)| {
+                objects.get(*key).is_some_and(|(_, object)| object.version == rejection.version)
+            };
+            let rejected = gateway.rejected.iter().filter(is_current);
+            GatewayState {
+                id: id.clone(),
+                link: gateway.link(),
+                awaited: gateway.awaited,
+                closed: gateway.closed,
+                lacks: Arc::clone(&gateway.lacks),
+                rejected: rejected.map(|(key, rejection)| (key.clone(), rejection.clone())).collect(),
+                acknowledged: gateway.acknowledged,
+            }
         });
         states.collect()
     }
@@ -146,8 +176,9 @@ impl PolicyHub {
     pub fn in_force(&self, key: &PolicyKey) -> InForce {
         let hub = self.hub();
         let version = hub.objects.get(key).map(|(_, object)| object.version);
-        let mut found = InForce { total: hub.gateways.len(), ..InForce::default() };
-        for (id, gateway) in &hub.gateways {
+        let mut found = InForce::default();
+        for (id, gateway) in hub.gateways.iter().filter(|(_, gateway)| !gateway.closed) {
+            found.total += 1;
             if gateway.holds.get(key).copied() == version {
                 found.holding += 1;
                 continue;
@@ -173,20 +204,29 @@ impl PolicyHub {
         self.policy.subscribe()
     }
 
+    /// These were there when the process before this one ended, and go on with what they hold.
+    pub(super) fn await_back(&self, ids: impl IntoIterator<Item = String>, now: UnixMs) {
+        let awaited = || Gateway { awaited: true, left: now, ..Gateway::default() };
+        let mut hub = self.hub();
+        hub.started = now;
+        hub.gateways.extend(ids.into_iter().map(|id| (id, awaited())));
+        drop(hub);
+        self.gateways.send_modify(|moved| *moved += 1);
+    }
+
     /// A gateway said Hello on `stream` and was welcomed.
     pub(super) fn join(&self, id: &str, stream: StreamId, held: Vec<(PolicyKey, PolicyVersion)>) {
+        let mut hub = self.hub();
         let gateway = Gateway {
             stream: Some(stream),
-            told: 0,
-            number: 0,
-            sent: VecDeque::new(),
+            awaited: hub.gateways.get(id).is_some_and(|before| before.awaited),
+            joined: true,
             greet: true,
-            holds: Arc::new(held.into_iter().collect()),
-            rejected: BTreeMap::new(),
-            acknowledged: None,
-            left: UnixMs(0),
+            holds: held.into_iter().collect(),
+            ..Gateway::default()
         };
-        self.hub().gateways.insert(id.to_owned(), gateway);
+        hub.gateways.insert(id.to_owned(), gateway);
+        drop(hub);
         self.gateways.send_modify(|moved| *moved += 1);
     }
 
@@ -231,7 +271,8 @@ impl PolicyHub {
 
     /// The gateway on `stream` has put deltas into force, up to the one that it names.
     pub(super) fn acknowledge(&self, id: &str, stream: StreamId, ack: PolicyAck, now: UnixMs) {
-        let mut hub = self.hub();
+        let mut guard = self.hub();
+        let hub = &mut *guard;
         let Some(gateway) = hub.gateways.get_mut(id).filter(|gateway| gateway.stream == Some(stream)) else {
             return;
         };
@@ -240,31 +281,45 @@ impl PolicyHub {
         let words = |words: String| words.chars().take(MOST_WORDS).collect();
         let rejected: BTreeMap<PolicyKey, String> =
             ack.rejected.into_iter().map(|(key, reason)| (key, words(reason))).collect();
-        let holds = Arc::make_mut(&mut gateway.holds);
         while gateway.sent.front().is_some_and(|(number, _)| *number <= ack.number) {
             let Some((_, objects)) = gateway.sent.pop_front() else { break };
             for (key, version) in objects {
                 match (version, rejected.get(&key)) {
                     (Some(version), Some(reason)) => {
-                        gateway.rejected.insert(key, Rejection { version, reason: reason.clone() });
+                        let rejection = Rejection { version, reason: reason.clone() };
+                        gateway.rejected.insert(key.clone(), rejection);
                     }
                     (Some(version), None) => {
                         gateway.rejected.remove(&key);
-                        holds.insert(key, version);
+                        gateway.holds.insert(key.clone(), version);
                     }
                     (None, _) => {
                         gateway.rejected.remove(&key);
-                        holds.remove(&key);
+                        gateway.holds.remove(&key);
                     }
                 }
+                // It may be another one by now.
+                let current = hub.objects.get(&key).map(|(_, object)| object.version);
+                gateway.compare(&key, current);
             }
         }
         gateway.acknowledged = Some((ack.number, now));
         hub.forget_told();
-        drop(hub);
+        drop(guard);
         if was_full {
             self.policy.send_modify(|moved| *moved += 1);
         }
+        self.gateways.send_modify(|moved| *moved += 1);
+    }
+
+    /// The gateway on `stream` has ended its epoch: its process ends, or serves nobody any more.
+    pub(super) fn close(&self, id: &str, stream: StreamId, now: UnixMs) {
+        let mut hub = self.hub();
+        let Some(gateway) = hub.gateways.get_mut(id).filter(|gateway| gateway.stream == Some(stream)) else {
+            return;
+        };
+        *gateway = Gateway { joined: true, closed: true, left: now, ..Gateway::default() };
+        drop(hub);
         self.gateways.send_modify(|moved| *moved += 1);
     }
 
@@ -280,20 +335,68 @@ impl PolicyHub {
         self.gateways.send_modify(|moved| *moved += 1);
     }
 
-    /// Forgets gateways that left before `then`.
-    pub(super) fn forget(&self, then: UnixMs) {
+    /// Forgets gateways that left before `then`, and waits no longer for those that had the time to come back.
+    pub(super) fn forget(&self, then: UnixMs, now: UnixMs) {
         let mut hub = self.hub();
         let before = hub.gateways.len();
         hub.gateways.retain(|_, gateway| gateway.stream.is_some() || gateway.left >= then);
-        let gone = before != hub.gateways.len();
+        let mut moved = before != hub.gateways.len();
+        let late = now.since(hub.started) > BACK_WITHIN_MS;
+        for gateway in hub.gateways.values_mut().filter(|gateway| gateway.awaited && late) {
+            gateway.awaited = false;
+            moved = true;
+        }
         drop(hub);
-        if gone {
+        if moved {
             self.gateways.send_modify(|moved| *moved += 1);
         }
     }
 
     fn hub(&self) -> MutexGuard<'_, Hub> {
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gateway {
+    fn link(&self) -> Link {
+        match self.stream {
+            Some(_) => Link::Up,
+            None if self.awaited && !self.joined => Link::Expected,
+            None => Link::Down { since: self.left },
+        }
+    }
+
+    /// Brings `lacks` up to `change`, by what changed since it was last looked at.
+    fn catch_up(
+        &mut self,
+        change: u64,
+        objects: &BTreeMap<PolicyKey, (u64, PolicyObject)>,
+        changes: &BTreeMap<u64, PolicyKey>,
+    ) {
+        if self.closed {
+            return;
+        }
+        for key in changes.range(self.seen + 1..).map(|(_, key)| key) {
+            self.compare(key, objects.get(key).map(|(_, object)| object.version));
+        }
+        self.seen = change;
+    }
+
+    /// Notes whether it lacks `key`, which has the version `current`; `None`: there is no such object.
+    fn compare(&mut self, key: &PolicyKey, current: Option<PolicyVersion>) {
+        let instead = match (current, self.holds.get(key)) {
+            (None, _) => None,
+            (Some(current), Some(held)) => (current != *held).then_some(Instead::Before),
+            (Some(_), None) => Some(Instead::Nothing),
+        };
+        // The map may be shared with a report: it is taken apart only for a change.
+        match (instead, self.lacks.get(key).copied()) {
+            (Some(now), before) if before != Some(now) => {
+                Arc::make_mut(&mut self.lacks).insert(key.clone(), now);
+            }
+            (None, Some(_)) => drop(Arc::make_mut(&mut self.lacks).remove(key)),
+            (Some(_) | None, _) => {}
+        }
     }
 }
 
@@ -362,11 +465,19 @@ mod tests {
         assert_eq!(names(&hub.delta(GW.0, GW.1).unwrap()), (vec!["2"], 0));
         ack(&hub, 2, vec![(key.clone(), "unknown field".into())]);
         assert_eq!(hub.in_force(&key).rejected, [("gw".into(), "unknown field".into())]);
-        assert_eq!(hub.gateways()[0].holds[&key], PolicyVersion::of("1"), "the predecessor stays");
+        assert_eq!(
+            *hub.gateways()[0].lacks,
+            [(key.clone(), Instead::Before)].into(),
+            "the predecessor stays"
+        );
+        assert_eq!(hub.gateways()[0].rejected.len(), 1);
         hub.publish(vec![object("a", "3")], vec![]);
+        let state = &hub.gateways()[0];
+        assert_eq!((state.rejected.len(), state.lacks.len()), (0, 1), "of this version it has said nothing");
         hub.delta(GW.0, GW.1).unwrap();
         ack(&hub, 3, vec![]);
-        assert!(hub.gateways()[0].rejected.is_empty());
+        let state = &hub.gateways()[0];
+        assert_eq!((state.rejected.len(), state.lacks.len()), (0, 0));
     }
 
     #[test]
@@ -408,11 +519,100 @@ mod tests {
         hub.join(GW.0, StreamId(2), vec![]);
         ack(&hub, 1, vec![]);
         hub.leave(GW.0, GW.1, NOW);
-        assert!(hub.gateways()[0].connected && hub.gateways()[0].holds.is_empty());
-        hub.leave(GW.0, StreamId(2), NOW);
-        hub.forget(NOW);
+        hub.close(GW.0, GW.1, NOW);
+        assert_eq!(hub.gateways()[0].link, Link::Up);
+        assert_eq!(hub.gateways()[0].lacks.len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_that_left_counts_until_it_is_given_up_and_one_that_closed_no_more() {
+        let hub = PolicyHub::default();
+        hub.publish(vec![object("a", "1")], vec![]);
+        let key = object("a", "1").key;
+        hub.join(GW.0, GW.1, vec![(key.clone(), PolicyVersion::of("1"))]);
+        hub.leave(GW.0, GW.1, NOW);
+        assert_eq!(hub.gateways()[0].link, Link::Down { since: NOW });
+        assert_eq!((hub.in_force(&key).holding, hub.in_force(&key).total), (1, 1), "it goes on serving");
+        hub.publish(vec![object("a", "2")], vec![]);
+        assert_eq!(*hub.gateways()[0].lacks, [(key.clone(), Instead::Before)].into());
+        hub.forget(NOW, NOW);
         assert_eq!(hub.gateways().len(), 1);
-        hub.forget(NOW.plus(1));
+        hub.forget(NOW.plus(1), NOW);
         assert_eq!(hub.gateways().len(), 0);
+
+        hub.join(GW.0, StreamId(2), vec![]);
+        hub.close(GW.0, StreamId(2), NOW);
+        hub.leave(GW.0, StreamId(2), NOW.plus(9));
+        assert!(hub.gateways()[0].closed && hub.gateways()[0].lacks.is_empty());
+        assert_eq!(hub.in_force(&key), InForce::default());
+        hub.join(GW.0, StreamId(3), vec![]);
+        assert_eq!(hub.in_force(&key).total, 1, "it has begun anew");
+    }
+
+    #[test]
+    fn who_was_there_before_a_restart_is_awaited_for_a_while_and_then_missed() {
+        let hub = PolicyHub::default();
+        hub.await_back(["back", "gone"].map(str::to_owned), NOW);
+        hub.publish(vec![object("a", "1")], vec![]);
+        hub.join("back", StreamId(1), vec![(object("a", "1").key, PolicyVersion::of("1"))]);
+        let of = |id: &str| hub.gateways().into_iter().find(|gateway| gateway.id == id).unwrap();
+        assert_eq!(
+            (of("back").link, of("back").awaited),
+            (Link::Up, true),
+            "its xDS stream may be under way"
+        );
+        assert_eq!((of("gone").link, of("gone").awaited), (Link::Expected, true));
+        hub.forget(NOW.plus(-600_000), NOW.plus(BACK_WITHIN_MS));
+        assert_eq!(of("gone").link, Link::Expected);
+        let moved = hub.changed();
+        hub.forget(NOW.plus(-600_000), NOW.plus(BACK_WITHIN_MS + 1));
+        assert!(moved.has_changed().unwrap());
+        assert_eq!((of("gone").link, of("back").awaited), (Link::Down { since: NOW }, false));
+        hub.forget(NOW.plus(1), NOW.plus(600_001));
+        assert_eq!(hub.gateways().len(), 1);
+    }
+
+    #[test]
+    fn what_a_gateway_lacks_is_what_it_does_not_hold_after_any_history() {
+        let hub = PolicyHub::default();
+        let mut seed = 7_u64;
+        let mut draw = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        let mut stream = 0;
+        for step in 0..2_000 {
+            let name = draw(6).to_string();
+            match draw(8) {
+                0..=2 => hub.publish(vec![object(&name, &draw(3).to_string())], vec![]),
+                3 => hub.publish(vec![], vec![object(&name, "").key]),
+                4 => drop(hub.delta(GW.0, StreamId(stream))),
+                5 | 6 => {
+                    let rejected =
+                        if draw(4) == 0 { vec![(object(&name, "").key, "no".into())] } else { vec![] };
+                    let number = hub.hub().gateways.get(GW.0).map_or(0, |gateway| gateway.number);
+                    hub.acknowledge(GW.0, StreamId(stream), PolicyAck { number, rejected }, NOW);
+                }
+                _ if draw(3) == 0 => hub.leave(GW.0, StreamId(stream), NOW),
+                _ => {
+                    stream += 1;
+                    let held = vec![(object(&name, "").key, PolicyVersion::of(&draw(3).to_string()))];
+                    hub.join(GW.0, StreamId(stream), held);
+                }
+            }
+            // Not after every step: what came between two looks must be seen too.
+            if draw(3) > 0 {
+                continue;
+            }
+            let Some(state) = hub.gateways().pop() else { continue };
+            let hub = hub.hub();
+            let gateway = &hub.gateways[GW.0];
+            let lacks = hub.objects.iter().filter_map(|(key, (_, object))| match gateway.holds.get(key) {
+                Some(version) if *version == object.version => None,
+                Some(_) => Some((key.clone(), Instead::Before)),
+                None => Some((key.clone(), Instead::Nothing)),
+            });
+            assert_eq!(*state.lacks, lacks.collect(), "step {step}");
+        }
     }
 }

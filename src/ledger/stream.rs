@@ -210,7 +210,12 @@ impl Stream {
                     Some((FromGateway::Hello(_), _)) => {
                         return Err(Status::failed_precondition("Hello is said once on a stream; connect again"));
                     }
-                    Some((message, room)) => self.tell(Input::Said(self.id, message, room)).await?,
+                    Some((message, room)) => {
+                        if matches!(message, FromGateway::Close) {
+                            self.hub.close(gateway, self.id, self.clock.now());
+                        }
+                        self.tell(Input::Said(self.id, message, room)).await?;
+                    }
                 },
             }
         }

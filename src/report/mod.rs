@@ -5,6 +5,7 @@
 pub mod table;
 
 use crate::source::Fault;
+use plimsoll_api::shared::Time;
 use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectId};
 use plimsoll_core::account::Unit;
 use plimsoll_core::ids::{ObjectName, UnixMs};
@@ -67,24 +68,35 @@ impl Default for Ledger {
     }
 }
 
-/// One gateway.
+/// One gateway that is connected, or not yet given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gateway {
     /// Whether its ledger stream is up.
     pub ledger: bool,
+    /// Since when it is not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger_down_since: Option<Time>,
     /// Whether its xDS stream is up.
     pub xds: bool,
+    /// Since when it is not, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xds_down_since: Option<Time>,
     /// Policy objects that it holds in their current version.
     pub policy: usize,
     /// Policy objects that there are.
     pub policy_total: usize,
+    /// The first of those that it does not hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policy_lacking: Vec<String>,
     /// Policy that it does not understand, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub policy_rejected: BTreeMap<String, String>,
-    /// Envoy's resources that it holds, and in which version.
-    pub envoy: BTreeMap<String, String>,
-    /// Envoy's resources that it rejects, in Envoy's words.
+    /// Clusters that its Envoy holds in their current version, their keys too.
+    pub clusters: usize,
+    /// Clusters that there are.
+    pub clusters_total: usize,
+    /// Clusters and keys that its Envoy rejects, in Envoy's words.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub envoy_rejected: BTreeMap<String, String>,
 }

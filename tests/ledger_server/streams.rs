@@ -8,6 +8,7 @@ use plimsoll_core::money::NanoUsd;
 use plimsoll_core::protocol::{
     Ask, AskId, Decision, FromGateway, FromLedger, Hello, Need, NoKind, PolicyAck, Report,
 };
+use plimsoll_plan::Link;
 use plimsoll_wire::proto;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -158,7 +159,7 @@ async fn a_gateway_that_does_not_read_is_cut_and_others_go_on() {
     let (mut quick, _) = Gateway::greet(channel(&ledger).await, "quick", 2, vec![]).await;
     let mut changed = ledger.hub().changed();
     let connected =
-        |id: &str| ledger.hub().gateways().iter().any(|gateway| gateway.id == id && gateway.connected);
+        |id: &str| ledger.hub().gateways().iter().any(|gateway| gateway.id == id && gateway.link == Link::Up);
     while !connected("slow") {
         timeout(SOON, changed.changed()).await.unwrap().unwrap();
     }

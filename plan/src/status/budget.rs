@@ -1,7 +1,8 @@
 //! The status of a budget: what is used, which stages are reached, who enforces it.
 
-use super::{Draft, Health, Rollout, Word, conditions, joined, time, was_ready};
-use crate::applied::{Applied, Gateway, Spent};
+use super::rollout::{Lag, Rollout, Word, policy};
+use super::{Draft, Health, conditions, joined, time, was_ready};
+use crate::applied::{Applied, Gateway, Instead, Spent};
 use crate::compile::budget::block_percent;
 use crate::plan::{BudgetPlan, Plan};
 use plimsoll_api::budget::{Action, GatewayCount, LimitStatus, Stage, Trigger, Unpriced, WindowStatus};
@@ -26,8 +27,9 @@ pub fn budget(
     let absent = BudgetPlan::default();
     let this = plan.budgets.get(name).unwrap_or(&absent);
     let key = PolicyKey::Budget(name.clone());
-    let rollout = Rollout::of(applied, |gateway| word(plan, &key, this, gateway));
+    let rollout = Rollout::of(applied, |gateway| word(&key, this, gateway));
     let generation = budget.metadata.generation;
+    let counted = old.and_then(|old| old.gateways);
     let old = old.map_or(&[][..], |old| &old.conditions);
 
     let health = match this.problems.first() {
@@ -45,13 +47,19 @@ pub fn budget(
     let mut drafts: Vec<Draft> = health.drafts().into();
     drafts.push(within(&limits));
     drafts.push(price_known(name, budget, plan));
-    drafts.push(enforced(this, &limits, &rollout, applied));
+    let again = Draft::again("Enforced", old, generation).filter(|_| rollout.is_unheard());
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let enforcing = if this.limits.is_empty() { 0 } else { count(rollout.holding) };
+    let gateways = match (&again, counted) {
+        (Some(_), Some(counted)) => counted,
+        _ => GatewayCount { enforcing, total: count(rollout.total) },
+    };
+    drafts.push(enforced(this, &limits, &rollout, again, applied));
     AIBudgetStatus {
         conditions: conditions(drafts, old, generation, now),
         observed_generation: generation,
         limits: limits.into_iter().map(|standing| standing.status).collect(),
-        gateways: Some(GatewayCount { enforcing: count(rollout.holding), total: count(rollout.total) }),
+        gateways: Some(gateways),
     }
 }
 
@@ -172,7 +180,13 @@ fn within(limits: &[Standing]) -> Draft {
     Draft::new("WithinBudget", false, reason, message)
 }
 
-fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: &Applied) -> Draft {
+fn enforced(
+    this: &BudgetPlan,
+    limits: &[Standing],
+    rollout: &Rollout<'_>,
+    again: Option<Draft>,
+    applied: &Applied,
+) -> Draft {
     let no = |reason: &str, message: String| Draft::new("Enforced", false, reason, message);
     if this.limits.is_empty() {
         return no("NotInForce", "it can't be enforced; see Stalled".to_owned());
@@ -186,28 +200,30 @@ fn enforced(this: &BudgetPlan, limits: &[Standing], rollout: &Rollout, applied: 
     if let Some(trouble) = &applied.trouble {
         return no(&trouble.reason, trouble.message.clone());
     }
+    if let Some(again) = again {
+        return again;
+    }
     match rollout.trouble() {
         Some((reason, message)) => no(reason, message),
         None if !this.problems.is_empty() => {
-            let message = "every connected gateway enforces the version before; see Stalled";
+            let message = "every gateway enforces the version before; see Stalled";
             Draft::new("Enforced", true, "PredecessorEnforced", message)
         }
-        None => Draft::new("Enforced", true, "Enforced", "every connected gateway enforces it"),
+        None => Draft::new("Enforced", true, "Enforced", "every gateway enforces it"),
     }
 }
 
-fn word<'a>(plan: &Plan, key: &PolicyKey, this: &BudgetPlan, gateway: &'a Gateway) -> Word<'a> {
-    if let Some(words) = gateway.rejected.get(key) {
-        return Word::Rejects(words);
-    }
-    let wanted = plan.policy.get(key).map(|object| object.version);
+fn word<'a>(key: &PolicyKey, this: &BudgetPlan, gateway: &'a Gateway) -> Word<'a> {
+    let word = policy(gateway, key);
     // A window's body changes with the time; which version a gateway has is no news about this budget.
-    let windows = || {
-        this.limits
-            .iter()
-            .all(|(limit, _)| gateway.held.contains_key(&PolicyKey::Window(limit.window.clone())))
-    };
-    if gateway.held.get(key).copied() == wanted && windows() { Word::Holds } else { Word::Waits }
+    let lacks = |limit: &LimitKey| gateway.lacks.get(&PolicyKey::Window(limit.window.clone()));
+    let no_window = || this.limits.iter().any(|(limit, _)| lacks(limit) == Some(&Instead::Nothing));
+    match word {
+        Word::Holds if !gateway.lacks.is_empty() && no_window() => {
+            Word::Lags(Lag::of(gateway.ledger, Instead::Nothing))
+        }
+        word => word,
+    }
 }
 
 /// Whether every model that a call of this budget can reach has a price.

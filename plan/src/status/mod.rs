@@ -6,11 +6,11 @@
 
 mod budget;
 mod objects;
+mod rollout;
 
 pub use budget::budget;
 pub use objects::{backend, route};
 
-use crate::applied::{Applied, Gateway};
 use crate::plan::Problem;
 use k8s_openapi::jiff::Timestamp;
 use plimsoll_api::shared::{Condition, Time};
@@ -28,8 +28,15 @@ struct Draft {
 impl Draft {
     fn new(kind: &'static str, holds: bool, reason: &str, message: impl Into<String>) -> Self {
         // What metav1.Condition allows; a provider's or Envoy's words may be long.
-        let message: String = message.into().chars().take(1024).collect();
-        Self { kind, holds, reason: reason.to_owned(), message }
+        Self { kind, holds, reason: reason.to_owned(), message: cut(&message.into(), 1024) }
+    }
+
+    /// What was said of `generation` before, if it was good.
+    fn again(kind: &'static str, old: &[Condition], generation: Option<i64>) -> Option<Self> {
+        let good = |old: &&Condition| {
+            old.type_ == kind && old.status == "True" && old.observed_generation == generation
+        };
+        old.iter().find(good).map(|old| Self::new(kind, true, &old.reason, old.message.clone()))
     }
 }
 
@@ -44,6 +51,10 @@ enum Health {
 }
 
 impl Health {
+    fn in_force() -> Self {
+        Self::Ready("in force".to_owned())
+    }
+
     fn drafts(self) -> [Draft; 3] {
         let (ready, reconciling, stalled, reason, message) = match self {
             Self::Ready(message) => (true, false, false, "InForce", message),
@@ -92,65 +103,12 @@ fn time(at: UnixMs) -> Time {
     Time(Timestamp::from_second(at.0.div_euclid(1000)).unwrap_or_default())
 }
 
-/// What one gateway says to a part of the plan.
-enum Word<'a> {
-    Holds,
-    Waits,
-    Rejects(&'a str),
-}
-
-/// How far a part of the plan has come.
-#[derive(Default)]
-struct Rollout {
-    holding: usize,
-    total: usize,
-    waiting: Vec<String>,
-    rejected: Vec<(String, String)>,
-}
-
-impl Rollout {
-    fn of<'a>(applied: &'a Applied, word: impl Fn(&'a Gateway) -> Word<'a>) -> Self {
-        let mut rollout = Self { total: applied.gateways.len(), ..Self::default() };
-        for (name, gateway) in &applied.gateways {
-            match word(gateway) {
-                Word::Holds => rollout.holding += 1,
-                Word::Waits => rollout.waiting.push(name.clone()),
-                Word::Rejects(words) => rollout.rejected.push((name.clone(), words.to_owned())),
-            }
-        }
-        rollout
+/// The first `most` characters of `text`, marked where it is cut.
+fn cut(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
     }
-
-    /// Why not every gateway has it; the reason says whether that passes by itself.
-    fn trouble(&self) -> Option<(&'static str, String)> {
-        if let Some((gateway, words)) = self.rejected.first() {
-            let others = match self.rejected.len() {
-                1 => String::new(),
-                count => format!(" and {} more", count - 1),
-            };
-            let message =
-                format!("gateway {gateway}{others} does not accept it: {words}; upgrade the gateway");
-            return Some(("RejectedByGateway", message));
-        }
-        if !self.waiting.is_empty() {
-            let names = self.waiting.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-            let others = match self.waiting.len().saturating_sub(3) {
-                0 => String::new(),
-                count => format!(" and {count} more"),
-            };
-            return Some(("WaitingForGateways", format!("not yet acknowledged by {names}{others}")));
-        }
-        (self.total == 0).then(|| ("NoGateway", "no gateway is connected; start one".to_owned()))
-    }
-
-    /// How the object does, given that nothing is wrong with it.
-    fn health(&self, was_ready: bool) -> Health {
-        if !was_ready && self.rejected.is_empty() && !self.waiting.is_empty() {
-            let (reason, message) = self.trouble().unwrap_or_default();
-            return Health::Reconciling(reason, message);
-        }
-        Health::Ready("in force".to_owned())
-    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
 }
 
 fn joined(problems: &[Problem]) -> String {

@@ -1,7 +1,8 @@
 //! Statuses of routes and backends: accepted, resolved, programmed.
 
-use super::{Draft, Health, Rollout, Word, conditions, joined, was_ready};
-use crate::applied::{Applied, ClusterState, Gateway};
+use super::rollout::{Rollout, both, envoy, policy};
+use super::{Draft, Health, conditions, joined, was_ready};
+use crate::applied::Applied;
 use crate::plan::{BackendPlan, Plan, Problem, RoutePlan};
 use plimsoll_api::shared::Condition;
 use plimsoll_api::{ModelBackend, ModelBackendStatus, ModelRoute, ModelRouteStatus};
@@ -21,11 +22,11 @@ pub fn route(
     let absent = RoutePlan::default();
     let RoutePlan { problems, unresolved, waiting, serves: _ } = plan.routes.get(name).unwrap_or(&absent);
     let key = PolicyKey::Route(name.clone());
-    let rollout = Rollout::of(applied, |gateway| policy_word(plan, &key, gateway));
+    let rollout = Rollout::of(applied, |gateway| policy(gateway, &key));
     let generation = route.metadata.generation;
     let old = old.map_or(&[][..], |old| &old.conditions);
     let mut drafts = references(problems, unresolved, waiting);
-    drafts.push(programmed(plan.policy.contains_key(&key), &rollout));
+    drafts.push(programmed(plan.policy.contains_key(&key), &rollout, old, generation));
     drafts.splice(0..0, health(problems, unresolved, waiting, false, &rollout, old, generation).drafts());
     ModelRouteStatus { conditions: conditions(drafts, old, generation, now), observed_generation: generation }
 }
@@ -44,20 +45,11 @@ pub fn backend(
     let this = plan.backends.get(name).unwrap_or(&absent);
     let BackendPlan { problems, unresolved, allowed, models: _, unpriced: _, clusters } = this;
     let key = PolicyKey::Backend(name.clone());
-    let rollout = Rollout::of(applied, |gateway| {
-        for cluster in clusters {
-            match gateway.clusters.get(cluster) {
-                Some(ClusterState::Acknowledged) => {}
-                Some(ClusterState::Rejected(words)) => return Word::Rejects(words),
-                None => return Word::Waits,
-            }
-        }
-        policy_word(plan, &key, gateway)
-    });
+    let rollout = Rollout::of(applied, |gateway| both(envoy(gateway, clusters), policy(gateway, &key)));
     let generation = backend.metadata.generation;
     let old = old.map_or(&[][..], |old| &old.conditions);
     let mut drafts = references(problems, unresolved, &[]);
-    drafts.push(programmed(plan.policy.contains_key(&key), &rollout));
+    drafts.push(programmed(plan.policy.contains_key(&key), &rollout, old, generation));
     let kept = allowed.is_some();
     // Of what is written, not of what is in force: it may be wrong in another way.
     let unpriced: Vec<&str> = backend
@@ -101,7 +93,7 @@ fn references(problems: &[Problem], unresolved: &[Problem], waiting: &[Problem])
     vec![accepted, resolved]
 }
 
-fn programmed(in_force: bool, rollout: &Rollout) -> Draft {
+fn programmed(in_force: bool, rollout: &Rollout<'_>, old: &[Condition], generation: Option<i64>) -> Draft {
     if !in_force {
         return Draft::new(
             "Programmed",
@@ -109,6 +101,11 @@ fn programmed(in_force: bool, rollout: &Rollout) -> Draft {
             "NotInForce",
             "it can't be used; see Accepted and ResolvedRefs",
         );
+    }
+    if rollout.is_unheard()
+        && let Some(draft) = Draft::again("Programmed", old, generation)
+    {
+        return draft;
     }
     match rollout.trouble() {
         Some((reason, message)) => Draft::new("Programmed", false, reason, message),
@@ -121,7 +118,7 @@ fn health(
     unresolved: &[Problem],
     waiting: &[Problem],
     kept: bool,
-    rollout: &Rollout,
+    rollout: &Rollout<'_>,
     old: &[Condition],
     generation: Option<i64>,
 ) -> Health {
@@ -134,12 +131,4 @@ fn health(
         return Health::Reconciling(problem.reason, joined(waiting));
     }
     rollout.health(was_ready(old, generation))
-}
-
-fn policy_word<'a>(plan: &Plan, key: &PolicyKey, gateway: &'a Gateway) -> Word<'a> {
-    if let Some(words) = gateway.rejected.get(key) {
-        return Word::Rejects(words);
-    }
-    let wanted = plan.policy.get(key).map(|object| object.version);
-    if gateway.held.get(key).copied() == wanted { Word::Holds } else { Word::Waits }
 }
