@@ -1,21 +1,24 @@
-//! `make demo-files`: the whole loop on one machine, with real parts and recorded traffic.
+//! `make demo` and `make demo-files`: the whole loop on one machine, with real parts and recorded traffic.
 //!
-//! Operator, two Envoy gateways with the filter, mutual TLS, a provider that keeps its own bill. What is
-//! shown live comes from the operator's `/status`; what is claimed at the end is computed from the
-//! ledger's file and the provider's bill, after everything has settled.
+//! Operator, two Envoy gateways with the filter, mutual TLS, a provider that keeps its own bill; a real API
+//! server and kubectl, or with `--files` a directory of manifests. What is shown live are the budgets'
+//! statuses; what is claimed at the end is computed from the ledger's file and the provider's bill, after
+//! everything has settled.
 
+mod changes;
+mod clients;
 mod interrupt;
+mod place;
 mod summary;
 mod table;
+mod terms;
 
 use anyhow::{Context, bail};
+use changes::Changes;
 use clap::Parser;
+use clients::Clients;
 use interrupt::Interrupt;
-use plimsoll::source::manifest;
-use plimsoll_core::account::LimitKey;
-use plimsoll_core::ids::UnixMs;
-use plimsoll_core::ledger::Terms;
-use plimsoll_plan::{Planner, World};
+use place::{Cluster, Place};
 use plimsoll_sim::bill::Bill;
 use plimsoll_sim::harness::stack::{Settings, Stack};
 use plimsoll_sim::harness::{Built, HarnessError, envoy, http, profile_dir, wait_until};
@@ -27,15 +30,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
+use terms::History;
 
 /// Where the examples say that the provider is; the demo's own stands at a port that the kernel picks.
 const EXAMPLE_PROVIDER: &str = "http://127.0.0.1:8080/v1";
 
-/// Runs Plimsoll on this machine: budgets fill, block at the line, reset, and are compared with the bill.
+/// Runs Plimsoll on this machine: budgets fill, block at the line, change, reset, and are compared with the
+/// bill.
 #[derive(Parser)]
-#[command(name = "demo_files")]
+#[command(name = "demo")]
 struct Flags {
+    /// No Kubernetes: objects come from files, and nothing changes meanwhile.
+    #[arg(long)]
+    files: bool,
+    /// Leave everything running after the summary, until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
     /// How many times as fast as recorded the traffic is replayed.
     #[arg(long, default_value_t = 100.0)]
     speed: f64,
@@ -60,17 +72,19 @@ fn main() -> anyhow::Result<()> {
 /// Whether the budgets held and the bills agree; `None`: interrupted.
 async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
     let interrupt = Interrupt::listen()?;
-    let outcome = demo(flags, &interrupt).await;
-    if interrupt.is_set() {
+    let outcome = match demo(flags, &interrupt).await {
         // Ctrl-C reaches the gateways and the operator too: what failed, failed for that.
+        Err(_) if interrupt.is_set() => None,
+        outcome => outcome?,
+    };
+    if outcome.is_none() {
         println!("\nInterrupted; everything is stopped.");
-        return Ok(None);
     }
-    outcome.map(Some)
+    Ok(outcome)
 }
 
-/// Whether the budgets held and the bills agree; nobody asks once interrupted.
-async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<bool> {
+/// Whether the budgets held and the bills agree; `None` when interrupted before that was known.
+async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<bool>> {
     let started = Instant::now();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = fresh_dir(root)?;
@@ -84,22 +98,29 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<bool> {
     ));
     let template = std::fs::read_to_string(root.join("filter/envoy.yaml")).context("filter/envoy.yaml")?;
     let template = envoy::keep_every_decision(&template)?;
+    let built = Built::in_dir(&profile_dir()?);
     let mut stack = Stack::new(&Settings {
         dir: &dir,
-        built: &Built::in_dir(&profile_dir()?),
+        built: &built,
         template: &template,
         gateways: flags.gateways,
         concurrency: 1,
         config: "anonymous: {action: Allow, namespace: finance}",
     })?;
     let manifests = copy_examples(root, &stack, &provider.base_url())?;
-    let limits = limits(&manifests)?;
+    let history = History::new(&manifests)?;
+    let place = if flags.files {
+        step(&format!("{} manifests, copied from examples/", manifests.len()));
+        Place::Files(stack.operator_address())
+    } else {
+        let place = dir.join("kubernetes");
+        let cluster = Cluster::start(&place, &built.plimsoll, root, &stack.manifests(), &step).await?;
+        stack.use_api_server(&cluster.operator()?);
+        Place::Cluster(Arc::new(cluster))
+    };
     stack.start_operator()?;
-    step(&format!(
-        "operator at http://{}/status, {} manifests from examples/",
-        stack.operator_address(),
-        manifests.len()
-    ));
+    let whose = if flags.files { "" } else { ", as ServiceAccount plimsoll-system/plimsoll" };
+    step(&format!("operator at http://{}/status{whose}", stack.operator_address()));
     stack.start_gateways()?;
     enforced_everywhere(&stack, interrupt)?;
     step(&format!(
@@ -107,7 +128,69 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<bool> {
         flags.gateways,
         stack.urls().join(" ")
     ));
+    if let Place::Cluster(cluster) = &place {
+        println!("{}", to_try(&cluster.plane.kubeconfig().display().to_string()));
+    }
 
+    let plan = traffic(flags, root, &stack, &step)?;
+    let gateways = stack.gateways().iter().map(|gateway| (gateway.url(), gateway.id.clone())).collect();
+    let Watched { report, history, wrong } =
+        watch(plan, &place, gateways, history, interrupt.clone()).await?;
+    if interrupt.is_set() {
+        return Ok(None);
+    }
+    step("replayed; waiting until every call is in the ledger");
+    let counted = settle(&stack, interrupt)?;
+    // Gateways close their epochs while the operator still answers, then it ends: the file is at rest.
+    stack.stop();
+    let bill = provider.provider.bill().lines();
+    let export = plimsoll::ledger::export(&stack.ledger()).await?;
+    if interrupt.is_set() {
+        return Ok(None);
+    }
+    let summary = summary::Summary::new(&history, &export, &bill, counted);
+    println!("\n{}", table::replayed(&report));
+    println!("{summary}");
+    let path = dir.join("summary.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&summary)?)?;
+    let verdict = summary::verdict(&summary, &export, &bill, wrong);
+    println!("{verdict}");
+    println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(root, &dir));
+    if flags.keep {
+        stack.start_operator()?;
+        stack.start_gateways()?;
+        println!(
+            "\nStarted again, with the same ledger, until Ctrl-C. A call:\n{}",
+            a_call(&stack.urls()[0])
+        );
+        interrupt.clone().wait().await;
+        println!("\nEverything is stopped.");
+    }
+    Ok(Some(verdict.passed()))
+}
+
+/// What to do in another terminal.
+fn to_try(kubeconfig: &str) -> String {
+    format!(
+        "          In another terminal, to look and to change:\n\
+         \n    export KUBECONFIG={kubeconfig}\
+         \n    kubectl get aibudgets -A --watch\
+         \n    kubectl describe aibudget search -n finance\
+         \n    kubectl explain aibudget.spec.limits\
+         \n    kubectl edit aibudget all -n finance\n"
+    )
+}
+
+/// A call for people who want to make one.
+fn a_call(gateway: &str) -> String {
+    format!(
+        "    curl -s {gateway}/v1/chat/completions -H 'content-type: application/json' -H 'x-plimsoll-feature: search' \\\n      \
+         -d '{{\"model\": \"assistant\", \"messages\": [{{\"role\": \"user\", \"content\": \"hello\"}}]}}'"
+    )
+}
+
+/// The recorded traffic, for all gateways.
+fn traffic(flags: &Flags, root: &Path, stack: &Stack, step: &dyn Fn(&str)) -> anyhow::Result<Plan> {
     let fill = Fill {
         features: vec![("invoice-processing".into(), 5), ("support-chat".into(), 2), ("search".into(), 3)],
         users: 40,
@@ -127,26 +210,7 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<bool> {
     let duration = Some(Duration::from_secs(flags.seconds));
     let plan = Plan { pace, duration, repeat: true, ..Plan::new(Arc::new(calls), targets) };
     plan.check()?;
-    let report = watch(plan, &stack.operator_address(), interrupt.clone()).await?;
-    if interrupt.is_set() {
-        return Ok(false);
-    }
-    step("replayed; waiting until every call is in the ledger");
-    let counted = settle(&stack, interrupt)?;
-    // Gateways close their epochs while the operator still answers, then it ends: the file is at rest.
-    let ledger = stack.ledger();
-    drop(stack);
-    let bill = provider.provider.bill().lines();
-    let export = plimsoll::ledger::export(&ledger).await?;
-    let summary = summary::Summary::new(&limits, &export, &bill, counted);
-    println!("\n{}", table::replayed(&report));
-    println!("{summary}");
-    let path = dir.join("summary.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&summary)?)?;
-    let verdict = summary::verdict(&summary, &export, &bill);
-    println!("{verdict}");
-    println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(root, &dir));
-    Ok(verdict.passed())
+    Ok(plan)
 }
 
 fn shown(root: &Path, path: &Path) -> String {
@@ -199,51 +263,68 @@ fn copy_examples(root: &Path, stack: &Stack, provider: &str) -> anyhow::Result<V
     Ok(texts)
 }
 
-/// The limits that `manifests` declare.
-fn limits(manifests: &[String]) -> anyhow::Result<BTreeMap<LimitKey, Terms>> {
-    let mut planner = Planner::new(World::default());
-    for entry in manifests.iter().flat_map(|text| manifest::read(text)) {
-        match entry.object {
-            Ok(object) => planner.put(object),
-            Err(wrong) => bail!("examples, line {}: {wrong:?}", entry.line),
-        }
-    }
-    planner.replan(UnixMs(0));
-    Ok(planner.into_plan().limits)
+/// What came of the traffic.
+struct Watched {
+    report: Report,
+    history: History,
+    /// What went wrong with changes.
+    wrong: Vec<String>,
 }
 
-/// Replays `plan` and shows `/status` meanwhile; an interrupt ends both, without an answer to what is in flight.
-async fn watch(plan: Plan, operator: &str, interrupt: Interrupt) -> anyhow::Result<Report> {
+/// Replays `plan`, shows statuses meanwhile and makes changes. An interrupt ends it all, without an answer
+/// to what is in flight.
+async fn watch(
+    plan: Plan,
+    place: &Place,
+    gateways: BTreeMap<String, String>,
+    mut history: History,
+    interrupt: Interrupt,
+) -> anyhow::Result<Watched> {
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
-    let refusals = Arc::new(table::Refusals::default());
-    let counting = refusals.clone();
+    let clients = Arc::new(Clients::default());
+    let counting = clients.clone();
     let replaying = replay(plan, stop.clone(), progress.clone(), move |answer| counting.note(answer));
     let ended = Arc::new(AtomicBool::new(false));
-    let end = ended.clone();
-    let address = operator.to_owned();
-    let seen = progress.clone();
-    // The page is fetched by blocking calls, so it is shown from a thread of its own.
+    let (tell, news) = channel();
+    let changes = match place {
+        Place::Files(_) => None,
+        Place::Cluster(cluster) => Some(Changes {
+            cluster: cluster.clone(),
+            clients: clients.clone(),
+            gateways,
+            news: tell,
+            ended: ended.clone(),
+            interrupt: interrupt.clone(),
+        }),
+    };
+    // Pages are fetched and kubectl is run by calls that block: in threads of their own.
+    let changing = std::thread::spawn(move || {
+        let wrong = changes.map(|changes| changes.make(&mut history)).unwrap_or_default();
+        (history, wrong)
+    });
+    let (shown, end) = (place.clone(), ended.clone());
     let showing = std::thread::spawn(move || {
-        let mut view = table::View::new(refusals);
-        while !ended.load(Ordering::Relaxed) {
-            if let Ok(page) = http::get(&address, "/status")
-                && let Ok(status) = serde_json::from_str(&page.body)
-            {
-                view.show(&status, &seen);
+        let mut view = table::View::new(clients, news);
+        while !end.load(Ordering::Relaxed) {
+            if let Some(rows) = shown.rows() {
+                view.show(&rows, &progress);
             }
             std::thread::sleep(Duration::from_millis(500));
         }
+        view
     });
     let report = tokio::select! {
         report = replaying => report,
         () = interrupt.wait() => Report::default(),
     };
     stop.stop();
-    end.store(true, Ordering::Relaxed);
-    if showing.join().is_err() {
-        bail!("showing the status failed");
-    }
-    Ok(report)
+    ended.store(true, Ordering::Relaxed);
+    let (Ok(view), Ok((history, wrong))) = (showing.join(), changing.join()) else {
+        bail!("showing or changing budgets failed");
+    };
+    // A change may have come to its end after the traffic did.
+    view.tell();
+    Ok(Watched { report, history, wrong })
 }
 
 /// Waits until every gateway enforces every budget, or for an interrupt.
