@@ -3,7 +3,6 @@
 use crate::clients::{Clients, LimitName};
 use crate::interrupt::Interrupt;
 use crate::place::Cluster;
-use crate::terms::History;
 use plimsoll::ledger::Clock;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_sim::harness::wait_until;
@@ -70,15 +69,14 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Makes each change at its moment, until traffic ends; `history` learns them. What went wrong, for
-    /// people.
-    pub fn make(&self, history: &mut History) -> Vec<String> {
+    /// Makes each change at its moment, until traffic ends. What went wrong, for people.
+    pub fn make(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut pending = CHANGES.iter().collect::<Vec<_>>();
         while !pending.is_empty() && !self.ended.load(Ordering::Relaxed) {
             match pending.iter().position(|change| self.is_due(change)) {
                 Some(due) => {
-                    if let Err(error) = self.carry_out(pending.remove(due), history) {
+                    if let Err(error) = self.carry_out(pending.remove(due)) {
                         wrong.push(error.to_string());
                     }
                 }
@@ -105,40 +103,34 @@ impl Changes {
         let window =
             limits.find(|limit| limit.name == change.limit).and_then(|limit| limit.window.end.as_ref());
         // A status of the window before: wait until it tells of this one.
-        window.is_none_or(|end| end.0.as_millisecond() - now().0 > WINDOW_LEFT_MS)
+        window.is_none_or(|end| end.0.as_millisecond() - Clock::new(UnixMs(0)).now().0 > WINDOW_LEFT_MS)
     }
 
-    fn carry_out(&self, change: &Change, history: &mut History) -> anyhow::Result<()> {
+    fn carry_out(&self, change: &Change) -> anyhow::Result<()> {
         let Change { budget, limit, feature, patch } = change;
         let mut args = vec!["patch", "aibudget", budget, "-n", NAMESPACE];
         args.extend(patch);
         self.tell(format!("$ kubectl {}", typed(&args)));
-        let (asked, begun) = (now(), Instant::now());
-        self.cluster.plane.kubectl(&args, "")?;
-        let (told, done, before) = (now(), Instant::now(), self.clients.served(feature));
-        let took = begun.elapsed().as_millis();
-        let declared = ["get", "aibudget", budget, "-n", NAMESPACE, "-o", "json"];
-        history.learn(&self.cluster.plane.kubectl(&declared, "")?, asked, told)?;
-        std::thread::sleep(AFTER.saturating_sub(done.elapsed()));
-        let served = self.clients.served(feature) - before;
-        let last = self.clients.refused(&change.limit()).last;
-        let last: Vec<String> = self
-            .gateways
-            .iter()
-            .map(|(url, name)| {
-                match last.get(url.as_str()).map(|last| last.saturating_duration_since(done)) {
-                    None | Some(Duration::ZERO) => format!("{name} none"),
-                    Some(after) => format!("{name} the last after {} ms", after.as_millis()),
-                }
-            })
-            .collect();
+        let plane = self.cluster.plane();
+        let (begun, before) = (Instant::now(), self.clients.served(feature));
+        plane.kubectl(&args, "")?;
+        let took = begun.elapsed();
+        drop(plane);
+        std::thread::sleep(AFTER.saturating_sub(begun.elapsed()));
+        let (served, last) =
+            (self.clients.served(feature) - before, self.clients.refused(&change.limit()).last);
+        let last = self.gateways.iter().filter_map(|(url, name)| {
+            let after = last.get(url.as_str())?.saturating_duration_since(begun);
+            Some(format!("by {name} after {} ms", after.as_millis()))
+        });
         self.tell(format!(
-            "{NAMESPACE}/{budget}: kubectl took {took} ms; refused by {limit} since then: {}; {served} calls of \
-             {feature} served in {} s",
-            last.join(", "),
+            "{NAMESPACE}/{budget}: kubectl was done after {} ms, limit {limit} last refused a call {}; in these {} s \
+             {served} of {feature} were served",
+            took.as_millis(),
+            last.collect::<Vec<_>>().join(", "),
             AFTER.as_secs()
         ));
-        self.wait_enforced(budget, done)
+        self.wait_enforced(budget, begun)
     }
 
     /// Waits until the budget's own status says that all gateways hold what was declared.
@@ -162,7 +154,7 @@ impl Changes {
             Err(said.clone())
         })?;
         let after = since.elapsed().as_secs_f32();
-        self.tell(format!("{NAMESPACE}/{name}: its .status says, {after:.1} s after: {said}"));
+        self.tell(format!("{NAMESPACE}/{name}: after {after:.1} s its .status says: {said}"));
         Ok(())
     }
 
@@ -176,10 +168,6 @@ impl Change {
     fn limit(&self) -> LimitName {
         (format!("{NAMESPACE}/{}", self.budget), self.limit.to_owned())
     }
-}
-
-fn now() -> UnixMs {
-    Clock::new(UnixMs(0)).now()
 }
 
 /// Arguments as one would type them.

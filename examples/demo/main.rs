@@ -12,6 +12,7 @@ mod place;
 mod summary;
 mod table;
 mod terms;
+mod trouble;
 
 use anyhow::{Context, bail};
 use changes::Changes;
@@ -19,6 +20,7 @@ use clap::Parser;
 use clients::Clients;
 use interrupt::Interrupt;
 use place::{Cluster, Place};
+use plimsoll_api::Object;
 use plimsoll_sim::bill::Bill;
 use plimsoll_sim::harness::stack::{Settings, Stack};
 use plimsoll_sim::harness::{Built, HarnessError, envoy, http, profile_dir, wait_until};
@@ -26,13 +28,13 @@ use plimsoll_sim::price::Prices;
 use plimsoll_sim::provider::{self, Provider, Running};
 use plimsoll_sim::replay::{Pace, Plan, Progress, Report, Stop, replay};
 use plimsoll_sim::trace::{self, Fill};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use terms::History;
+use trouble::Trouble;
 
 /// Where the examples say that the provider is; the demo's own stands at a port that the kernel picks.
 const EXAMPLE_PROVIDER: &str = "http://127.0.0.1:8080/v1";
@@ -48,6 +50,9 @@ struct Flags {
     /// Leave everything running after the summary, until Ctrl-C.
     #[arg(long)]
     keep: bool,
+    /// Apply manifests again and kill the operator and the API server meanwhile, twice.
+    #[arg(long)]
+    trouble: bool,
     /// How many times as fast as recorded the traffic is replayed.
     #[arg(long, default_value_t = 100.0)]
     speed: f64,
@@ -94,7 +99,7 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
     step(&format!(
         "provider simulator at {}, bill in {}",
         provider.base_url(),
-        shown(root, &dir.join("bill.jsonl"))
+        shown(&dir.join("bill.jsonl"))
     ));
     let template = std::fs::read_to_string(root.join("filter/envoy.yaml")).context("filter/envoy.yaml")?;
     let template = envoy::keep_every_decision(&template)?;
@@ -108,7 +113,7 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
         config: "anonymous: {action: Allow, namespace: finance}",
     })?;
     let manifests = copy_examples(root, &stack, &provider.base_url())?;
-    let history = History::new(&manifests)?;
+    let mut history = History::new(&manifests)?;
     let place = if flags.files {
         step(&format!("{} manifests, copied from examples/", manifests.len()));
         Place::Files(stack.operator_address())
@@ -129,13 +134,12 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
         stack.urls().join(" ")
     ));
     if let Place::Cluster(cluster) = &place {
-        println!("{}", to_try(&cluster.plane.kubeconfig().display().to_string()));
+        println!("{}", to_try(&cluster.plane().kubeconfig().display().to_string()));
     }
 
     let plan = traffic(flags, root, &stack, &step)?;
-    let gateways = stack.gateways().iter().map(|gateway| (gateway.url(), gateway.id.clone())).collect();
-    let Watched { report, history, wrong } =
-        watch(plan, &place, gateways, history, interrupt.clone()).await?;
+    let watched = watch(plan, &place, stack, flags.trouble, interrupt.clone()).await?;
+    let Watched { report, mut stack, wrong } = watched;
     if interrupt.is_set() {
         return Ok(None);
     }
@@ -143,6 +147,11 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
     let counted = settle(&stack, interrupt)?;
     // Gateways close their epochs while the operator still answers, then it ends: the file is at rest.
     stack.stop();
+    if let Place::Cluster(cluster) = &place {
+        for (seen, budget) in cluster.declared() {
+            history.learn(Object::Budget(Box::new(budget)), seen);
+        }
+    }
     let bill = provider.provider.bill().lines();
     let export = plimsoll::ledger::export(&stack.ledger()).await?;
     if interrupt.is_set() {
@@ -155,7 +164,7 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
     std::fs::write(&path, serde_json::to_string_pretty(&summary)?)?;
     let verdict = summary::verdict(&summary, &export, &bill, wrong);
     println!("{verdict}");
-    println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(root, &dir));
+    println!("Everything is in {}: summary.json, bill.jsonl, ledger.db, logs.", shown(&dir));
     if flags.keep {
         stack.start_operator()?;
         stack.start_gateways()?;
@@ -213,8 +222,9 @@ fn traffic(flags: &Flags, root: &Path, stack: &Stack, step: &dyn Fn(&str)) -> an
     Ok(plan)
 }
 
-fn shown(root: &Path, path: &Path) -> String {
-    path.strip_prefix(root).unwrap_or(path).display().to_string()
+/// A path as one would type it in the repository.
+fn shown(path: &Path) -> String {
+    path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path).display().to_string()
 }
 
 /// `target/demo`, emptied.
@@ -266,18 +276,18 @@ fn copy_examples(root: &Path, stack: &Stack, provider: &str) -> anyhow::Result<V
 /// What came of the traffic.
 struct Watched {
     report: Report,
-    history: History,
-    /// What went wrong with changes.
+    stack: Stack,
+    /// What went wrong with changes and after trouble.
     wrong: Vec<String>,
 }
 
-/// Replays `plan`, shows statuses meanwhile and makes changes. An interrupt ends it all, without an answer
-/// to what is in flight.
+/// Replays `plan`, shows statuses meanwhile, and makes changes and trouble. An interrupt ends it all, without
+/// an answer to what is in flight.
 async fn watch(
     plan: Plan,
     place: &Place,
-    gateways: BTreeMap<String, String>,
-    mut history: History,
+    stack: Stack,
+    trouble: bool,
     interrupt: Interrupt,
 ) -> anyhow::Result<Watched> {
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
@@ -286,22 +296,25 @@ async fn watch(
     let replaying = replay(plan, stop.clone(), progress.clone(), move |answer| counting.note(answer));
     let ended = Arc::new(AtomicBool::new(false));
     let (tell, news) = channel();
-    let changes = match place {
+    let cluster = match place {
         Place::Files(_) => None,
-        Place::Cluster(cluster) => Some(Changes {
-            cluster: cluster.clone(),
-            clients: clients.clone(),
-            gateways,
-            news: tell,
-            ended: ended.clone(),
-            interrupt: interrupt.clone(),
-        }),
+        Place::Cluster(cluster) => Some(cluster),
     };
-    // Pages are fetched and kubectl is run by calls that block: in threads of their own.
-    let changing = std::thread::spawn(move || {
-        let wrong = changes.map(|changes| changes.make(&mut history)).unwrap_or_default();
-        (history, wrong)
+    let changes = cluster.map(|cluster| Changes {
+        cluster: cluster.clone(),
+        clients: clients.clone(),
+        gateways: stack.gateways().iter().map(|gateway| (gateway.url(), gateway.id.clone())).collect(),
+        news: tell.clone(),
+        ended: ended.clone(),
+        interrupt: interrupt.clone(),
     });
+    let mut makes = Trouble { stack, cluster: cluster.cloned(), news: tell, ended: ended.clone() };
+    let troubling = std::thread::spawn(move || {
+        let wrong = if trouble { makes.make() } else { vec![] };
+        (makes.stack, wrong)
+    });
+    // Pages are fetched and kubectl is run by calls that block: in threads of their own.
+    let changing = std::thread::spawn(move || changes.map(|changes| changes.make()).unwrap_or_default());
     let (shown, end) = (place.clone(), ended.clone());
     let showing = std::thread::spawn(move || {
         let mut view = table::View::new(clients, news);
@@ -319,12 +332,14 @@ async fn watch(
     };
     stop.stop();
     ended.store(true, Ordering::Relaxed);
-    let (Ok(view), Ok((history, wrong))) = (showing.join(), changing.join()) else {
+    let (Ok(view), Ok(mut wrong), Ok((stack, also))) = (showing.join(), changing.join(), troubling.join())
+    else {
         bail!("showing or changing budgets failed");
     };
+    wrong.extend(also);
     // A change may have come to its end after the traffic did.
     view.tell();
-    Ok(Watched { report, history, wrong })
+    Ok(Watched { report, stack, wrong })
 }
 
 /// Waits until every gateway enforces every budget, or for an interrupt.
@@ -339,27 +354,32 @@ fn enforced_everywhere(stack: &Stack, interrupt: &Interrupt) -> Result<(), Harne
     })
 }
 
-/// Waits until the ledger has a row for every call that gateways sent, or for an interrupt.
+/// Waits until gateways have settled every call that they sent, and the ledger has stored it, or for an
+/// interrupt.
 fn settle(stack: &Stack, interrupt: &Interrupt) -> anyhow::Result<summary::Counted> {
     let mut counted = summary::Counted::default();
-    wait_until("a row in the ledger for every call sent", Duration::from_secs(30), || {
+    wait_until("every call settled and in the ledger", Duration::from_secs(30), || {
         if interrupt.is_set() {
             return Ok(());
         }
         let mut now = summary::Counted::default();
+        let (mut settled, mut unstored) = (0, 0);
         for gateway in stack.gateways() {
             let page =
                 http::get(("127.0.0.1", gateway.metrics), "/metrics").map_err(|error| error.to_string())?;
             now.sent += table::metric(&page.body, "plimsoll_gateway_sent_total");
+            settled += table::metric(&page.body, "plimsoll_gateway_settled_total");
+            unstored += table::metric(&page.body, "plimsoll_gateway_log_unstored");
             // Kept beside the logs: it says of what kind the messages were.
             let kept = gateway.log_dir.with_extension("metrics");
             std::fs::write(kept, &page.body).map_err(|error| error.to_string())?;
             now.ledger_calls += table::metric(&page.body, "plimsoll_gateway_ledger_sent_total");
         }
-        let page = stack.page("/metrics").map_err(|error| error.to_string())?;
-        let rows = table::metric(&page.body, "plimsoll_ledger_usage_rows_total");
         counted = now;
-        if rows >= now.sent { Ok(()) } else { Err(format!("{rows} rows of {} calls", now.sent)) }
+        if settled >= now.sent && unstored == 0 {
+            return Ok(());
+        }
+        Err(format!("{settled} of {} calls settled, {unstored} records not stored", now.sent))
     })?;
     Ok(counted)
 }

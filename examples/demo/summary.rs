@@ -2,16 +2,16 @@
 
 use crate::terms::History;
 use plimsoll::ledger::Export;
-use plimsoll_core::account::{AccountKey, Unit};
+use plimsoll_core::account::{AccountKey, Amount, Unit};
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::judge::judge;
-use plimsoll_core::ledger::Terms;
 use plimsoll_core::money::NanoUsd;
 use plimsoll_core::protocol::Outcome;
 use plimsoll_sim::bill::{self, Line};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// What gateways counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,13 +38,13 @@ pub struct Budget {
     pub name: String,
     #[serde(skip)]
     limit: String,
-    /// The amount, the last under which a call was charged.
+    /// The amount, the last that was enforced.
     pub amount_usd: NanoUsd,
     /// What the ledger charged.
     pub charged_usd: NanoUsd,
     /// What the provider billed for the calls charged to it.
     pub billed_usd: NanoUsd,
-    /// What of either is above the amount.
+    /// What of either is above the highest amount that was enforced in its window.
     pub overspend_usd: NanoUsd,
     /// Charged by amount.
     pub used_share: f64,
@@ -66,12 +66,12 @@ impl Summary {
         // By budget, the account with the highest charge.
         let mut budgets: BTreeMap<String, Budget> = BTreeMap::new();
         for account in accounts(export) {
-            let Some(terms) = history.enforced(&account.limit, last(account, export)) else { continue };
+            let Some(amounts) = history.amounts_at(&account.limit, &times(account, export)) else { continue };
             if account.limit.unit != Unit::Usd {
                 continue;
             }
             let wrong = wrong.iter().filter(|wrong| wrong.account == *account).count();
-            let budget = Budget::of(account, &terms, export, &billed, wrong);
+            let budget = Budget::of(account, amounts, export, &billed, wrong);
             let other = budgets.get(&budget.name);
             if other.is_none_or(|other| other.charged_usd < budget.charged_usd) {
                 budgets.insert(budget.name.clone(), budget);
@@ -94,18 +94,20 @@ fn accounts(export: &Export) -> Vec<&AccountKey> {
     all
 }
 
-/// When the last call was charged to `account`, or refused for it.
-fn last(account: &AccountKey, export: &Export) -> UnixMs {
-    let charged = export.rows.iter().map(|(_, row)| (&row.accounts, row.settled_at));
-    let refused = export.decisions.iter().map(|(_, decision)| (&decision.accounts, decision.answered_at));
-    let all = charged.chain(refused).filter(|(accounts, _)| accounts.contains(account));
-    all.map(|(_, at)| at).max().unwrap_or(UnixMs(i64::MIN))
+/// From the first call that was charged to `account`, or refused for it, to the end of the last one.
+fn times(account: &AccountKey, export: &Export) -> RangeInclusive<UnixMs> {
+    let charged = export.rows.iter().map(|(_, row)| (&row.accounts, row.admitted_at, row.settled_at));
+    let refused = export.decisions.iter().map(|(_, d)| (&d.accounts, d.answered_at, d.answered_at));
+    let all = charged.chain(refused).filter(|(accounts, ..)| accounts.contains(account));
+    all.fold(UnixMs::NEVER..=UnixMs(i64::MIN), |times, (_, from, to)| {
+        from.min(*times.start())..=to.max(*times.end())
+    })
 }
 
 impl Budget {
     fn of(
         account: &AccountKey,
-        terms: &Terms,
+        (latest, highest): (Amount, Amount),
         export: &Export,
         billed: &HashMap<&str, i64>,
         wrongly_refused: usize,
@@ -113,11 +115,12 @@ impl Budget {
         let rows = || export.rows.iter().map(|(_, row)| row).filter(|row| row.accounts.contains(account));
         let decisions = || export.decisions.iter().map(|(_, d)| d).filter(|d| d.accounts.contains(account));
         let refused = || decisions().filter(|d| d.account.as_ref() == Some(account));
-        let amount = NanoUsd(terms.amount.0);
+        let amount = NanoUsd(latest.0);
         let charged = NanoUsd(rows().map(|row| row.charge.usd.0).sum());
         let billed_for = |id: &str| billed.get(id).copied().unwrap_or(0);
         let billed = NanoUsd(rows().map(|row| billed_for(&row.request_id)).sum());
-        let overspend = charged.max(billed).saturating_sub(amount).max(NanoUsd::ZERO);
+        // What was charged before an amount fell stays charged.
+        let overspend = charged.max(billed).saturating_sub(NanoUsd(highest.0)).max(NanoUsd::ZERO);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Self {
             name: account.limit.budget.to_string(),
