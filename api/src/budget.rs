@@ -117,7 +117,7 @@ pub struct Match {
 
 /// One limit: an amount for a window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.unit == 'USD' || type(self.amount) in [int] || !self.amount.contains('.')")
+#[x_kube(validation = Rule::new("!has(self.unit) || self.unit == 'USD' || type(self.amount) in [int] || !self.amount.contains('.')")
     .message("Tokens and Requests are counted whole; write an integer")
     .field_path(".amount"))]
 pub struct Limit {

@@ -36,12 +36,37 @@ pub const API_VERSION: &str = "plimsoll.dev/v1alpha1";
 /// The definitions that an API server needs, in the order of their names.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![AIBudget::crd(), ModelBackend::crd(), ModelRoute::crd()];
-    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
+    vec![definition::<AIBudget>(), definition::<ModelBackend>(), definition::<ModelRoute>()]
+}
+
+/// The definition of `K` as API servers get it, and as [`validate`] goes by.
+pub(crate) fn definition<K: CustomResourceExt>() -> CustomResourceDefinition {
+    let mut crd = K::crd();
+    for version in &mut crd.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-        schema.into_iter().for_each(unwrap_lines);
+        for schema in schema {
+            unwrap_lines(schema);
+            drop_defaults(schema, false);
+        }
     }
-    crds
+    crd
+}
+
+/// Drops the defaults of what stands in lists. An API server would write them into the list, and whoever
+/// compares it with the manifest (kubectl apply, Argo CD) would see a difference for ever. The types have
+/// the same defaults.
+fn drop_defaults(schema: &mut JSONSchemaProps, is_in_list: bool) {
+    if is_in_list {
+        schema.default = None;
+    }
+    schema
+        .properties
+        .iter_mut()
+        .flat_map(|fields| fields.values_mut())
+        .for_each(|field| drop_defaults(field, is_in_list));
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        drop_defaults(items, true);
+    }
 }
 
 /// Makes one line of each paragraph of a description: it was cut for this source, and `kubectl explain` cuts

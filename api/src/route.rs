@@ -66,7 +66,7 @@ pub struct ModelRouteSpec {
 
 /// Backends that are equally good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.backends.exists(b, b.weight > 0)")
+#[x_kube(validation = Rule::new("self.backends.exists(b, !has(b.weight) || b.weight > 0)")
     .message("every weight is 0, so nothing would answer; give at least one backend a weight above 0")
     .field_path(".backends"))]
 pub struct Tier {

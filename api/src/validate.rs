@@ -141,7 +141,7 @@ fn custom<K: DeserializeOwned + CustomResourceExt>(
     manifest: &Value,
     mut faults: Vec<Fault>,
 ) -> Result<K, Vec<Fault>> {
-    let kind = kind.get_or_init(|| Kind::new(&K::crd()));
+    let kind = kind.get_or_init(|| Kind::new(&crate::definition::<K>()));
     let mut value = manifest.clone();
     let fields = value.as_object_mut().ok_or_else(Vec::new)?;
     fields.remove("status");
