@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help envoy kubernetes demo-files test bench fmt lint deny generate
+.PHONY: help envoy kubernetes demo demo-files test bench fmt lint deny generate
 
 ENVOY_VERSION := 1.40.0
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/plimsoll
 ENVOY_DIR := $(CACHE)/envoy-$(ENVOY_VERSION)
 KUBERNETES_DIR := $(CACHE)/kubernetes-1.34.4
 ENVOY_BIN = $(firstword $(wildcard $(ENVOY_DIR)/lib/python3*/site-packages/envoy/_bin/envoy))
+
+BUILD_DEMO = echo "Building plimsoll, its filter and the demo (the first time several minutes on two cores, then seconds)."; \
+	cargo build -p plimsoll --bin plimsoll --example demo -p plimsoll-filter --lib
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,10 +38,13 @@ envoy: ## install Envoy for tests and demo (from PyPI, into the user's cache; on
 kubernetes: ## find or build kube-apiserver, etcd and kubectl for tests and demo (from Go modules, into the user's cache; once)
 	@hack/kubernetes/get "$(KUBERNETES_DIR)"
 
-demo-files: envoy ## the whole loop on this machine: operator, two Envoys, recorded traffic, a budget that holds
-	@echo "Building plimsoll, its filter and the demo (the first time several minutes on two cores, then seconds)."
-	@cargo build -p plimsoll --bin plimsoll --example demo_files -p plimsoll-filter --lib
-	@exec cargo run --quiet -p plimsoll --example demo_files -- $(DEMO)
+demo: envoy kubernetes ## the whole loop on this machine: a real API server, operator, two Envoys, recorded traffic
+	@$(BUILD_DEMO)
+	@exec cargo run --quiet -p plimsoll --example demo -- $(DEMO)
+
+demo-files: envoy ## the same from manifest files, without Kubernetes
+	@$(BUILD_DEMO)
+	@exec cargo run --quiet -p plimsoll --example demo -- --files $(DEMO)
 
 test: envoy kubernetes lint ## format, lints and every test, with a real Envoy and a real API server
 	cargo build --workspace

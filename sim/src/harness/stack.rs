@@ -1,4 +1,5 @@
-//! The whole of Plimsoll on one machine: an operator on a directory of manifests, and gateways.
+//! The whole of Plimsoll on one machine: an operator on a directory of manifests or an API server, and
+//! gateways.
 //!
 //! Ports are picked once, so that what is killed can be started again at the same place, with the same
 //! ledger and the same logs. Mutual TLS always, with certificates of an authority made for the purpose.
@@ -38,6 +39,8 @@ pub struct Stack {
     authority: Authority,
     grpc: u16,
     http: u16,
+    /// The operator's; absent: it reads [`Stack::manifests`].
+    kubeconfig: Option<PathBuf>,
     operator: Option<Process>,
     gateways: Vec<Gateway>,
 }
@@ -112,6 +115,7 @@ impl Stack {
             authority,
             grpc,
             http,
+            kubeconfig: None,
             operator: None,
             gateways: Vec::new(),
             dir,
@@ -175,6 +179,11 @@ impl Stack {
         drop(self.operator.take());
     }
 
+    /// From its next start on the operator reads objects from this API server, and not from manifests.
+    pub fn use_api_server(&mut self, kubeconfig: &Path) {
+        self.kubeconfig = Some(kubeconfig.to_owned());
+    }
+
     /// Starts the operator and waits until it is ready.
     ///
     /// # Errors
@@ -182,7 +191,10 @@ impl Stack {
     pub fn start_operator(&mut self) -> Result<(), HarnessError> {
         let mut command = Command::new(&self.built.plimsoll);
         command.arg("operator").arg("--config").arg(self.dir.join("plimsoll.yaml"));
-        command.arg("--manifests").arg(self.manifests());
+        match &self.kubeconfig {
+            Some(kubeconfig) => command.arg("--kubeconfig").arg(kubeconfig),
+            None => command.arg("--manifests").arg(self.manifests()),
+        };
         let mut process = Process::spawn("operator", command, &self.dir.join("operator.log"))?;
         let address = self.operator_address();
         process.wait_ready("the operator's readiness", READY, || {
@@ -270,6 +282,19 @@ impl Stack {
         })
     }
 
+    /// SIGTERM to all. Gateways first: they settle and close their epochs while the operator still answers.
+    pub fn stop(&mut self) {
+        for gateway in &mut self.gateways {
+            if let Some(mut envoy) = gateway.envoy.take() {
+                // Too slow is no reason to fail here: it was killed.
+                let _status = envoy.process.terminate(Duration::from_secs(5));
+            }
+        }
+        if let Some(mut operator) = self.operator.take() {
+            let _status = operator.terminate(Duration::from_secs(5));
+        }
+    }
+
     /// A gateway's bootstrap, filled in.
     fn bootstrap(&self, index: usize) -> Result<String, HarnessError> {
         let gateway = self.gateways.get(index).ok_or_else(|| no_gateway(index))?;
@@ -293,16 +318,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // Gateways first, politely: they settle and close their epochs while the operator still answers.
-        for gateway in &mut self.gateways {
-            if let Some(mut envoy) = gateway.envoy.take() {
-                // Too slow is no reason to fail here: it was killed.
-                let _status = envoy.process.terminate(Duration::from_secs(5));
-            }
-        }
-        if let Some(mut operator) = self.operator.take() {
-            let _status = operator.terminate(Duration::from_secs(5));
-        }
+        self.stop();
     }
 }
 

@@ -1,44 +1,62 @@
-//! The operator's status for people: a table that is redrawn on a terminal, plain lines elsewhere.
+//! Budgets' statuses for people: a table that is redrawn on a terminal, plain lines elsewhere.
 
-use plimsoll_sim::replay::{Answer, Progress, Report};
+use crate::clients::Clients;
+use plimsoll::ledger::Clock;
+use plimsoll_api::AIBudget;
+use plimsoll_api::budget::Enforcement;
+use plimsoll_core::ids::UnixMs;
+use plimsoll_sim::replay::{Progress, Report};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-/// One limit of one budget: a row of `/status`' own table.
-struct Row<'a> {
-    budget: &'a str,
-    limit: &'a str,
-    used: &'a str,
-    of: &'a str,
-    percent: &'a str,
+/// One limit of one budget.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    budget: String,
+    limit: String,
+    used: String,
+    of: String,
+    percent: String,
     /// When its window ends, in Unix milliseconds; tells one window from the next.
     resets_at: Option<i64>,
-    stage: &'a str,
-    enforced: &'a str,
+    stage: String,
+    enforced: String,
 }
 
-fn rows(status: &Value) -> Vec<Row<'_>> {
-    let table = status["table"].as_array().map(Vec::as_slice).unwrap_or_default();
-    table.iter().map(row).collect()
+/// The rows of the operator's `/status`: they are its own table.
+pub fn of_page(status: &Value) -> Option<Vec<Row>> {
+    Vec::deserialize(&status["table"]).ok()
 }
 
-fn row(row: &Value) -> Row<'_> {
-    let text = |name: &str| row[name].as_str().unwrap_or_default();
-    Row {
-        budget: text("budget"),
-        limit: text("limit"),
-        used: text("used"),
-        of: text("of"),
-        percent: text("percent"),
-        resets_at: row["resetsAt"].as_i64(),
-        stage: text("stage"),
-        enforced: text("enforced"),
-    }
+/// The rows of one budget's `.status`.
+pub fn of_budget(budget: &AIBudget) -> Vec<Row> {
+    let Some(status) = &budget.status else { return vec![] };
+    let text = |name: &Option<String>| name.clone().unwrap_or_default();
+    let name = format!("{}/{}", text(&budget.metadata.namespace), text(&budget.metadata.name));
+    let counted = status.gateways.map(|count| format!("{}/{}", count.enforcing, count.total));
+    let enforced = match budget.spec.enforcement {
+        Enforcement::Enforce => counted.unwrap_or_default(),
+        Enforcement::Observe => "observe".to_owned(),
+    };
+    let rows = status.limits.iter().map(|limit| Row {
+        budget: name.clone(),
+        limit: limit.name.clone(),
+        used: limit.spent.clone(),
+        of: limit.amount.clone(),
+        percent: limit.used_percent.clone(),
+        resets_at: limit.window.end.as_ref().map(|end| end.0.as_millisecond()),
+        stage: limit.stages.last().map(|stage| format!("{:?}", stage.action)).unwrap_or_default(),
+        enforced: enforced.clone(),
+    });
+    rows.collect()
 }
 
 fn resets_in(end: Option<i64>, now: i64) -> String {
@@ -83,7 +101,9 @@ pub struct View {
     last_plain: Option<Instant>,
     /// By budget and limit.
     seen: BTreeMap<(String, String), Seen>,
-    refusals: Arc<Refusals>,
+    clients: Arc<Clients>,
+    /// What others have to tell.
+    news: Receiver<String>,
     started: Instant,
 }
 
@@ -98,51 +118,34 @@ struct Seen {
     told: bool,
 }
 
-/// Refusals that clients got, by the budget and limit that answers name.
-#[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<(String, String), u64>>);
-
-impl Refusals {
-    /// Counts an answer, if it is a refusal that names a limit.
-    pub fn note(&self, answer: &Answer) {
-        if let (Some(budget), Some(limit)) = (&answer.said.budget, &answer.said.limit) {
-            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            *counts.entry((budget.clone(), limit.clone())).or_default() += 1;
-        }
-    }
-
-    fn of(&self, key: &(String, String)) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
-    }
-}
-
 impl View {
-    /// Nothing shown yet; `refusals` are counted elsewhere.
-    pub fn new(refusals: Arc<Refusals>) -> Self {
+    /// Nothing shown yet; what `clients` get is counted elsewhere, `news` are shown as they come.
+    pub fn new(clients: Arc<Clients>, news: Receiver<String>) -> Self {
         Self {
             terminal: std::io::stdout().is_terminal(),
             drawn: 0,
             last_plain: None,
             seen: BTreeMap::new(),
-            refusals,
+            clients,
+            news,
             started: Instant::now(),
         }
     }
 
-    /// Shows `status`: redraws on a terminal; elsewhere a table every 10 s, and every block and reset.
-    pub fn show(&mut self, status: &Value, progress: &Progress) {
-        let rows = rows(status);
-        let (events, refused) = self.events(&rows);
+    /// Shows `rows`: redraws on a terminal; elsewhere a table every 10 s, and every block, reset and news.
+    pub fn show(&mut self, rows: &[Row], progress: &Progress) {
+        let (mut events, refused) = self.events(rows);
+        events.extend(self.news.try_iter());
         let mut out = String::new();
         if self.terminal && self.drawn > 0 {
             let _ = write!(out, "\x1b[{}A\x1b[J", self.drawn);
         }
         for event in events {
-            let _ = writeln!(out, "{:>6.1} s  {event}", self.started.elapsed().as_secs_f32());
+            out.push_str(&self.line(&event));
         }
         let due = self.last_plain.is_none_or(|last| last.elapsed() >= Duration::from_secs(10));
         if self.terminal || due {
-            let table = table(&rows, &refused, status["time"].as_i64().unwrap_or(0), progress);
+            let table = table(rows, &refused, Clock::new(UnixMs(0)).now().0, progress);
             self.drawn = table.lines().count();
             self.last_plain = Some(Instant::now());
             out.push_str(&table);
@@ -151,13 +154,24 @@ impl View {
         let _flushed = std::io::stdout().flush();
     }
 
+    /// Tells the news that came since the last table.
+    pub fn tell(&self) {
+        for event in self.news.try_iter() {
+            print!("{}", self.line(&event));
+        }
+    }
+
+    fn line(&self, event: &str) -> String {
+        format!("{:>6.1} s  {event}\n", self.started.elapsed().as_secs_f32())
+    }
+
     /// What is new, and how many calls each limit refused in its window.
-    fn events(&mut self, rows: &[Row<'_>]) -> (Vec<String>, Vec<u64>) {
+    fn events(&mut self, rows: &[Row]) -> (Vec<String>, Vec<u64>) {
         let (mut events, mut refused) = (Vec::new(), Vec::new());
         for row in rows {
-            let key = (row.budget.to_owned(), row.limit.to_owned());
+            let key = (row.budget.clone(), row.limit.clone());
             let name = format!("{} {}", row.budget, row.limit);
-            let total = self.refusals.of(&key);
+            let total = self.clients.refused(&key).count;
             let seen = self.seen.entry(key).or_insert(Seen { window: row.resets_at, ..Seen::default() });
             if seen.window != row.resets_at {
                 let freed = if seen.told { ", which ends the block" } else { "" };
@@ -166,10 +180,7 @@ impl View {
             }
             let now = total - seen.before;
             if now > 0 && !seen.told {
-                events.push(format!(
-                    "{name}: at the line, {} of {}: what no longer fits is refused",
-                    row.used, row.of
-                ));
+                events.push(format!("{name}: at the line: what no longer fits into {} is refused", row.of));
                 seen.told = true;
             }
             refused.push(now);
@@ -178,7 +189,7 @@ impl View {
     }
 }
 
-fn table(rows: &[Row<'_>], refused: &[u64], now: i64, progress: &Progress) -> String {
+fn table(rows: &[Row], refused: &[u64], now: i64, progress: &Progress) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,

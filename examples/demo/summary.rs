@@ -1,16 +1,17 @@
 //! The comparison at the end: what Plimsoll charged beside what the provider billed.
 
+use crate::terms::History;
 use plimsoll::ledger::Export;
-use plimsoll_core::account::{AccountKey, LimitKey, Unit};
-use plimsoll_core::judge::{Amounts, judge};
-use plimsoll_core::ledger::Terms;
+use plimsoll_core::account::{AccountKey, Amount, Unit};
+use plimsoll_core::ids::UnixMs;
+use plimsoll_core::judge::judge;
 use plimsoll_core::money::NanoUsd;
-use plimsoll_core::policy::Enforcement;
 use plimsoll_core::protocol::Outcome;
 use plimsoll_sim::bill::{self, Line};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// What gateways counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,13 +38,13 @@ pub struct Budget {
     pub name: String,
     #[serde(skip)]
     limit: String,
-    /// The amount.
+    /// The amount, the last that was enforced.
     pub amount_usd: NanoUsd,
     /// What the ledger charged.
     pub charged_usd: NanoUsd,
     /// What the provider billed for the calls charged to it.
     pub billed_usd: NanoUsd,
-    /// What of either is above the amount.
+    /// What of either is above the highest amount that was enforced in its window.
     pub overspend_usd: NanoUsd,
     /// Charged by amount.
     pub used_share: f64,
@@ -56,22 +57,21 @@ pub struct Budget {
 }
 
 impl Summary {
-    /// From the ledger's export, the provider's bill and the limits that were in force.
-    pub fn new(limits: &BTreeMap<LimitKey, Terms>, export: &Export, bill: &[Line], counted: Counted) -> Self {
+    /// From the ledger's export, the provider's bill and the terms that were in force.
+    pub fn new(history: &History, export: &Export, bill: &[Line], counted: Counted) -> Self {
         let billed = bill::by_request(bill);
         let rows: Vec<_> = export.rows.iter().map(|(_, row)| row.clone()).collect();
         let decisions: Vec<_> = export.decisions.iter().map(|(_, decision)| decision.clone()).collect();
-        let lines = limits.iter().map(|(limit, terms)| (limit.clone(), terms.block_at));
-        let wrong = judge(&rows, &decisions, &Amounts::constant(lines)).wrong;
+        let wrong = judge(&rows, &decisions, &history.amounts()).wrong;
         // By budget, the account with the highest charge.
         let mut budgets: BTreeMap<String, Budget> = BTreeMap::new();
         for account in accounts(export) {
-            let Some(terms) = limits.get(&account.limit) else { continue };
-            if account.limit.unit != Unit::Usd || terms.enforcement != Enforcement::Enforce {
+            let Some(amounts) = history.amounts_at(&account.limit, &times(account, export)) else { continue };
+            if account.limit.unit != Unit::Usd {
                 continue;
             }
             let wrong = wrong.iter().filter(|wrong| wrong.account == *account).count();
-            let budget = Budget::of(account, terms, export, &billed, wrong);
+            let budget = Budget::of(account, amounts, export, &billed, wrong);
             let other = budgets.get(&budget.name);
             if other.is_none_or(|other| other.charged_usd < budget.charged_usd) {
                 budgets.insert(budget.name.clone(), budget);
@@ -94,10 +94,20 @@ fn accounts(export: &Export) -> Vec<&AccountKey> {
     all
 }
 
+/// From the first call that was charged to `account`, or refused for it, to the end of the last one.
+fn times(account: &AccountKey, export: &Export) -> RangeInclusive<UnixMs> {
+    let charged = export.rows.iter().map(|(_, row)| (&row.accounts, row.admitted_at, row.settled_at));
+    let refused = export.decisions.iter().map(|(_, d)| (&d.accounts, d.answered_at, d.answered_at));
+    let all = charged.chain(refused).filter(|(accounts, ..)| accounts.contains(account));
+    all.fold(UnixMs::NEVER..=UnixMs(i64::MIN), |times, (_, from, to)| {
+        from.min(*times.start())..=to.max(*times.end())
+    })
+}
+
 impl Budget {
     fn of(
         account: &AccountKey,
-        terms: &Terms,
+        (latest, highest): (Amount, Amount),
         export: &Export,
         billed: &HashMap<&str, i64>,
         wrongly_refused: usize,
@@ -105,11 +115,12 @@ impl Budget {
         let rows = || export.rows.iter().map(|(_, row)| row).filter(|row| row.accounts.contains(account));
         let decisions = || export.decisions.iter().map(|(_, d)| d).filter(|d| d.accounts.contains(account));
         let refused = || decisions().filter(|d| d.account.as_ref() == Some(account));
-        let amount = NanoUsd(terms.amount.0);
+        let amount = NanoUsd(latest.0);
         let charged = NanoUsd(rows().map(|row| row.charge.usd.0).sum());
         let billed_for = |id: &str| billed.get(id).copied().unwrap_or(0);
         let billed = NanoUsd(rows().map(|row| billed_for(&row.request_id)).sum());
-        let overspend = charged.max(billed).saturating_sub(amount).max(NanoUsd::ZERO);
+        // What was charged before an amount fell stays charged.
+        let overspend = charged.max(billed).saturating_sub(NanoUsd(highest.0)).max(NanoUsd::ZERO);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         Self {
             name: account.limit.budget.to_string(),
@@ -183,10 +194,14 @@ pub struct Verdict {
     completed: usize,
     /// Billed calls that the ledger knows nothing of.
     unknown: usize,
+    /// Budgets of which more than one call in a thousand was refused although it fitted.
+    wrongly: Vec<String>,
+    /// Changes that did not come about, in words.
+    changes: Vec<String>,
 }
 
-/// Compares every completed call with its bill.
-pub fn verdict(summary: &Summary, export: &Export, bill: &[Line]) -> Verdict {
+/// Compares every completed call with its bill; `changes` are those that did not come about.
+pub fn verdict(summary: &Summary, export: &Export, bill: &[Line], changes: Vec<String>) -> Verdict {
     let billed = bill::by_request(bill);
     let completed = || export.rows.iter().map(|(_, row)| row).filter(|row| row.outcome == Outcome::Completed);
     let differs = |id: &str, charged: NanoUsd| billed.get(id).copied().unwrap_or(0) != charged.0;
@@ -205,19 +220,30 @@ pub fn verdict(summary: &Summary, export: &Export, bill: &[Line]) -> Verdict {
             .collect(),
         completed: completed().count(),
         unknown: billed.keys().filter(|id| !known.contains(*id)).count(),
+        wrongly: summary
+            .budgets
+            .iter()
+            .filter(|b| b.wrongly_refused * 1000 > b.requests)
+            .map(|b| b.name.clone())
+            .collect(),
+        changes,
     }
 }
 
 impl Verdict {
-    /// No overspend, and every completed call charged as billed.
+    /// No overspend, every completed call charged as billed, hardly any refused that fitted, every change
+    /// enforced.
     pub fn passed(&self) -> bool {
-        self.overspent.is_empty() && self.differing.is_empty() && self.unknown == 0 && self.completed > 0
+        let Self { overspent, differing, completed, unknown, wrongly, changes } = self;
+        [overspent, differing, wrongly, changes].iter().all(|wrong| wrong.is_empty())
+            && *unknown == 0
+            && *completed > 0
     }
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { overspent, differing, completed, unknown } = self;
+        let Self { overspent, differing, completed, unknown, wrongly, changes } = self;
         if self.passed() {
             return write!(
                 f,
@@ -229,6 +255,12 @@ impl fmt::Display for Verdict {
         }
         for name in overspent {
             writeln!(f, "FAILED: {name} was overspent")?;
+        }
+        for name in wrongly {
+            writeln!(f, "FAILED: {name} refused more than 0.1 % of its calls although they fitted")?;
+        }
+        for change in changes {
+            writeln!(f, "FAILED: {change}")?;
         }
         for what in differing.iter().take(10) {
             writeln!(f, "FAILED: call {what}, which is not what the provider billed")?;
