@@ -4,12 +4,14 @@
 //! as JSON. What is an error refuses the manifest in a cluster too; what only other objects can show is a
 //! warning, because they may be elsewhere.
 
-use crate::source::manifest::{Custom, Document, documents};
+use crate::source::lines::Lines;
+use crate::source::manifest::{Custom, Document, Entry, Reading, Wrong, documents};
 use crate::source::{Fault, files_below};
-use plimsoll_api::{ModelRoute, Object, ObjectId};
+use plimsoll_api::{ModelRoute, Object, ObjectId, Problem};
 use plimsoll_core::ids::{ObjectName, UnixMs};
-use plimsoll_plan::{Planner, Problem, Settings, World};
+use plimsoll_plan::{Planner, Settings, World};
 use serde::Serialize;
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -95,13 +97,34 @@ impl Verdict {
     }
 }
 
-/// Where an object stands.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    file: &'a str,
-    document: Document<'a>,
-    line: usize,
-    item: Option<usize>,
+/// Checks everything at `paths`: files, directories, `-` for standard input. Objects that name no namespace
+/// get `namespace`.
+#[must_use]
+pub fn validate(paths: &[PathBuf], namespace: Option<&str>, settings: &Settings) -> Verdict {
+    let inputs: Vec<Input> = paths.iter().flat_map(|path| inputs(path)).collect();
+    let mut check = Check::new(settings);
+    for Input { shown, text, found } in &inputs {
+        match text {
+            Ok(text) => {
+                let custom = Custom { namespace, strays: *found };
+                for document in documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+                    check.document(shown, document, custom);
+                }
+            }
+            Err((line, message)) => {
+                let (severity, file, message) = (Severity::Error, shown.clone(), message.clone());
+                let finding =
+                    Finding { severity, file, line: *line, object: None, field: String::new(), message };
+                check.verdict.findings.push(finding);
+                check.verdict.bad += 1;
+            }
+        }
+    }
+    // Of a wrong backend routes would say that it does not exist.
+    if check.verdict.bad == 0 {
+        check.routes();
+    }
+    check.verdict
 }
 
 /// A text and how it is to be taken.
@@ -112,124 +135,113 @@ struct Input {
     found: bool,
 }
 
-/// Checks everything at `paths`: files, directories, `-` for standard input. Objects that name no namespace
-/// get `namespace`.
-#[must_use]
-pub fn validate(paths: &[PathBuf], namespace: Option<&str>, settings: &Settings) -> Verdict {
-    let inputs: Vec<Input> = paths.iter().flat_map(|path| inputs(path)).collect();
-    let mut verdict = Verdict::default();
-    let mut places: HashMap<ObjectId, Place<'_>> = HashMap::new();
-    let mut routes = Vec::new();
-    let mut planner = Planner::new(World::new(settings.clone()));
-    for Input { shown, text, found } in &inputs {
-        let text = match text {
-            Ok(text) => text,
-            Err((line, message)) => {
-                verdict.bad += 1;
-                verdict.say(Severity::Error, shown, *line, None, "", message.clone());
-                continue;
-            }
-        };
-        for document in documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
-            let reading = document.read_as(Custom { namespace, strays: *found });
-            verdict.skipped += reading.others;
-            for entry in reading.entries {
-                let name = entry.id.as_ref().map(ObjectId::to_string);
-                let before = verdict.findings.len();
-                let place = Place { file: shown, document, line: entry.line, item: entry.item };
-                match entry.object {
-                    Err(wrongs) => {
-                        for wrong in wrongs {
-                            let line = Some(wrong.line);
-                            verdict.say(
-                                Severity::Error,
-                                shown,
-                                line,
-                                name.clone(),
-                                &wrong.field,
-                                wrong.message,
-                            );
-                        }
-                    }
-                    Ok(object) => {
-                        for problem in plimsoll_plan::check(&object, settings) {
-                            let line = Some(document.line_of(entry.item, &problem.field));
-                            verdict.say(
-                                Severity::Error,
-                                shown,
-                                line,
-                                name.clone(),
-                                &problem.field,
-                                problem.message,
-                            );
-                        }
-                        verdict.twice(&object.id(), place, &places);
-                        places.entry(object.id()).or_insert(place);
-                        if let Object::Route(route) = &object {
-                            routes.push((route.clone(), place));
-                        }
-                        if matches!(object, Object::Route(_) | Object::Backend(_)) {
-                            planner.put(object);
-                        }
-                    }
-                }
-                let new = &verdict.findings[before..];
-                match new.iter().any(|finding| finding.severity == Severity::Error) {
-                    true => verdict.bad += 1,
-                    false => verdict.good += 1,
-                }
-            }
-        }
-    }
-    // Of a wrong backend others would say that it does not exist.
-    if verdict.bad == 0 {
-        verdict.warn(planner, &routes);
-    }
-    verdict
+/// Where an object stands.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    file: &'a str,
+    document: Document<'a>,
+    line: usize,
+    item: Option<usize>,
 }
 
-impl Verdict {
-    fn say(
-        &mut self,
-        severity: Severity,
-        file: &str,
-        line: Option<usize>,
-        object: Option<String>,
-        field: &str,
-        message: String,
-    ) {
-        let (file, field) = (file.to_owned(), field.to_owned());
-        self.findings.push(Finding { severity, file, line, object, field, message });
+impl Place<'_> {
+    fn finding(&self, severity: Severity, object: Option<String>, wrong: Wrong) -> Finding {
+        let Wrong { line, field, message } = wrong;
+        Finding { severity, file: self.file.to_owned(), line: Some(line), object, field, message }
+    }
+}
+
+/// What was read so far.
+struct Check<'a> {
+    settings: &'a Settings,
+    verdict: Verdict,
+    places: HashMap<ObjectId, Place<'a>>,
+    routes: Vec<(Box<ModelRoute>, Place<'a>)>,
+    /// Has the routes and backends.
+    planner: Planner,
+}
+
+impl<'a> Check<'a> {
+    fn new(settings: &'a Settings) -> Self {
+        Self {
+            settings,
+            verdict: Verdict::default(),
+            places: HashMap::new(),
+            routes: Vec::new(),
+            planner: Planner::new(World::new(settings.clone())),
+        }
     }
 
-    /// In one file it is a mistake, in several it may be meant: a file for each cluster.
-    fn twice(&mut self, id: &ObjectId, place: Place<'_>, places: &HashMap<ObjectId, Place<'_>>) {
-        let Some(first) = places.get(id) else { return };
-        let line = Some(place.line);
-        let (severity, message) = if first.file == place.file {
-            (Severity::Error, format!("stands in line {} too; remove one of them", first.line))
-        } else {
-            let message = format!(
-                "stands in {}:{} too; in one cluster the last one applied counts",
-                first.file, first.line
+    fn document(&mut self, file: &'a str, document: Document<'a>, custom: Custom<'_>) {
+        let Reading { entries, others } = document.read_as(custom);
+        self.verdict.skipped += others;
+        let lines = OnceCell::new();
+        for Entry { line, item, id, content: _, object } in entries {
+            let place = Place { file, document, line, item };
+            let wrongs = object.map_or_else(
+                |wrongs| wrongs,
+                |object| {
+                    let wrong = |Problem { field, message, .. }| {
+                        let line = lines.get_or_init(|| Lines::of(&document)).find(item, &field);
+                        Wrong { line, field, message }
+                    };
+                    let problems = plimsoll_plan::check(&object, self.settings).into_iter().map(wrong);
+                    problems.chain(self.take(object, place)).collect()
+                },
             );
-            (Severity::Warning, message)
+            match wrongs.is_empty() {
+                true => self.verdict.good += 1,
+                false => self.verdict.bad += 1,
+            }
+            let name = id.as_ref().map(ObjectId::to_string);
+            let findings =
+                wrongs.into_iter().map(|wrong| place.finding(Severity::Error, name.clone(), wrong));
+            self.verdict.findings.extend(findings);
+        }
+    }
+
+    /// Remembers `object`. Twice in one file it is a mistake, in several files it may be meant: a file for
+    /// each cluster.
+    fn take(&mut self, object: Object, place: Place<'a>) -> Option<Wrong> {
+        let id = object.id();
+        let again = |message| Wrong { line: place.line, field: String::new(), message };
+        let wrong = match self.places.get(&id) {
+            None => None,
+            Some(first) if first.file == place.file => {
+                Some(again(format!("stands in line {} too; remove one of them", first.line)))
+            }
+            Some(Place { file, line, .. }) => {
+                let message =
+                    format!("stands in {file}:{line} too; in one cluster the last one applied counts");
+                let finding = place.finding(Severity::Warning, Some(id.to_string()), again(message));
+                self.verdict.findings.push(finding);
+                None
+            }
         };
-        self.say(severity, place.file, line, Some(id.to_string()), "", message);
+        self.places.entry(id).or_insert(place);
+        if let Object::Route(route) = &object {
+            self.routes.push((route.clone(), place));
+        }
+        if matches!(object, Object::Route(_) | Object::Backend(_)) {
+            self.planner.put(object);
+        }
+        wrong
     }
 
     /// What routes say of backends that stand here too, and of each other.
-    fn warn(&mut self, mut planner: Planner, routes: &[(Box<ModelRoute>, Place<'_>)]) {
-        planner.replan(UnixMs(0));
-        let plan = planner.plan();
+    fn routes(&mut self) {
+        self.planner.replan(UnixMs(0));
+        let plan = self.planner.plan();
         // A team's repository rarely has the platform's backends.
         let given: BTreeSet<&str> = plan.backends.keys().map(|name| &*name.namespace).collect();
-        for (route, place) in routes {
+        for (route, place) in &self.routes {
             let id = Object::Route(route.clone()).id();
             let Some(planned) = plan.routes.get(&ObjectName::new(&*id.namespace, &*id.name)) else {
                 continue;
             };
-            for Problem { reason, field, message } in planned.problems.iter().chain(&planned.unresolved) {
+            for plimsoll_plan::Problem { reason, field, message } in
+                planned.problems.iter().chain(&planned.unresolved)
+            {
                 let told = match *reason {
                     "BackendNotFound" => given.contains(referenced(route, field).unwrap_or(&*id.namespace)),
                     "ModelNotFound" | "Conflicted" => true,
@@ -237,15 +249,10 @@ impl Verdict {
                     _ => false,
                 };
                 if told {
-                    let line = Some(place.document.line_of(place.item, field));
-                    self.say(
-                        Severity::Warning,
-                        place.file,
-                        line,
-                        Some(id.to_string()),
-                        field,
-                        message.clone(),
-                    );
+                    let line = Lines::of(&place.document).find(place.item, field);
+                    let wrong = Wrong { line, field: field.clone(), message: message.clone() };
+                    let finding = place.finding(Severity::Warning, Some(id.to_string()), wrong);
+                    self.verdict.findings.push(finding);
                 }
             }
         }

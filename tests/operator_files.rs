@@ -133,7 +133,7 @@ fn changes_are_taken_while_it_runs_and_bad_ones_leave_the_last_good_state() {
     let status = operator.until("the fault", |status| status["faults"][0].is_object());
     let fault = &status["faults"][0];
     assert_eq!(fault["object"], "AIBudget finance/a");
-    assert_eq!(fault["place"], "policy/budgets.yaml:1");
+    assert_eq!(fault["place"], "policy/budgets.yaml:4");
     assert!(fault["message"].as_str().unwrap().contains("spec.limits[0].amount"), "{fault}");
     let status = operator.until("the good one", |status| amount(status, "b").as_deref() == Some("8.00"));
     assert_eq!(amount(&status, "a").unwrap(), "600.00");

@@ -3,13 +3,21 @@
 //! Made only when something is wrong, by reading the document a second time: lines would cost every
 //! good document time and memory.
 
+use super::manifest::{Document, parse};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::fmt;
 
-/// The lines of one document, from 1.
+/// The lines of one document.
 #[derive(Debug)]
-pub struct Lines(Spanned<Node>);
+pub struct Lines {
+    /// `None` for a document that can't be read.
+    root: Option<Spanned<Node>>,
+    /// The line on which the document begins in its file, from 1.
+    begin: usize,
+    /// What to say where nothing else is known.
+    first: usize,
+}
 
 #[derive(Debug)]
 enum Node {
@@ -20,19 +28,18 @@ enum Node {
 
 impl Lines {
     /// Of `document`, which is YAML or JSON.
-    ///
-    /// # Errors
-    /// It is neither.
-    pub fn of(document: &str) -> Result<Self, serde_saphyr::Error> {
-        super::manifest::parse(document).map(Self)
+    #[must_use]
+    pub fn of(document: &Document<'_>) -> Self {
+        Self { root: parse(document.text).ok(), begin: document.line, first: document.first_line() }
     }
 
-    /// The line of `field` (`spec.limits[0].amount`), or of the nearest thing around it that is there;
-    /// within `item` of a List, where there is one.
+    /// The line in the file of `field` (`spec.limits[0].amount`), or of the nearest thing around it that is
+    /// there; within `item` of a List, where there is one.
     #[must_use]
     pub fn find(&self, item: Option<usize>, field: &str) -> usize {
-        let mut line = begin(&self.0);
-        let mut node = &self.0.value;
+        let Some(root) = &self.root else { return self.first };
+        let mut line = begin(root);
+        let mut node = &root.value;
         let mut down = |step: &str| match child(node, step) {
             Some((at, below)) => {
                 (line, node) = (at, below);
@@ -44,7 +51,7 @@ impl Lines {
             let _found = down("items") && down(&item.to_string());
         }
         let _all = steps(field).all(down);
-        line
+        self.begin + line - 1
     }
 }
 
@@ -135,11 +142,15 @@ impl<'de> Deserialize<'de> for Node {
 mod tests {
     use super::*;
 
+    fn lines(text: &str) -> Lines {
+        Lines::of(&Document { line: 1, text })
+    }
+
     #[test]
     fn a_field_is_found_in_block_and_flow_style_and_in_json() {
         let block = "# a comment\nspec:\n  limits:\n  - name: month\n    amount: 5\n  - name: day\n";
-        let lines = Lines::of(block).unwrap();
-        let find = |field| lines.find(None, field);
+        let read = lines(block);
+        let find = |field| read.find(None, field);
         assert_eq!(find("spec"), 2);
         assert_eq!(find("spec.limits"), 3);
         assert_eq!(find("spec.limits[0].amount"), 5);
@@ -148,19 +159,19 @@ mod tests {
         assert_eq!(find("status"), 2, "the object that lacks it");
 
         let flow = "metadata: {name: all,\n  namespace: finance}\nspec: {limits: [\n  {name: month},\n  {name: day}]}";
-        let lines = Lines::of(flow).unwrap();
-        assert_eq!(lines.find(None, "metadata.namespace"), 2);
-        assert_eq!(lines.find(None, "spec.limits[1].name"), 5);
+        let read = lines(flow);
+        assert_eq!(read.find(None, "metadata.namespace"), 2);
+        assert_eq!(read.find(None, "spec.limits[1].name"), 5);
 
         let json = "{\n \"spec\": {\n  \"labels\": {\n   \"a.b/c\": 1\n  }\n }\n}";
-        let lines = Lines::of(json).unwrap();
-        assert_eq!(lines.find(None, "spec.labels[a.b/c]"), 4);
+        assert_eq!(lines(json).find(None, "spec.labels[a.b/c]"), 4);
     }
 
     #[test]
     fn a_field_is_found_in_an_item_of_a_list() {
-        let lines = Lines::of("kind: List\nitems:\n- kind: A\n- kind: B\n  spec:\n    x: 1\n").unwrap();
-        assert_eq!(lines.find(Some(1), "spec.x"), 6);
-        assert_eq!(lines.find(Some(1), ""), 4);
+        let read = lines("kind: List\nitems:\n- kind: A\n- kind: B\n  spec:\n    x: 1\n");
+        assert_eq!(read.find(Some(1), "spec.x"), 6);
+        assert_eq!(read.find(Some(1), ""), 4);
+        assert_eq!(lines("# torn\n[").find(None, "spec"), 2);
     }
 }

@@ -7,6 +7,7 @@ use super::lines::Lines;
 use plimsoll_api::{Object, ObjectId, Problem, validate};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::cell::OnceCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// One object of a file, or why there is none.
@@ -78,33 +79,7 @@ impl Document<'_> {
     /// As [`Document::read`], with what is taken for granted, and a count of other objects.
     #[must_use]
     pub fn read_as(&self, custom: Custom<'_>) -> Reading {
-        let mut reading = objects(self, custom);
-        self.find_lines(&mut reading.entries);
-        reading
-    }
-
-    /// Where `field` of the document, or of an item of its List, stands in the file.
-    #[must_use]
-    pub fn line_of(&self, item: Option<usize>, field: &str) -> usize {
-        Lines::of(self.text)
-            .map_or_else(|_| self.first_line(), |lines| self.line + lines.find(item, field) - 1)
-    }
-
-    fn find_lines(&self, entries: &mut [Entry]) {
-        // Where it is no YAML at all, the parser named the line.
-        let fields = |entry: &Entry| {
-            entry.object.as_ref().is_err_and(|wrongs| wrongs.iter().any(|wrong| wrong.line == 0))
-        };
-        if !entries.iter().any(fields) {
-            return;
-        }
-        let lines = Lines::of(self.text).ok();
-        for Entry { item, object, .. } in entries {
-            for wrong in object.as_mut().err().into_iter().flatten().filter(|wrong| wrong.line == 0) {
-                let found = lines.as_ref().map(|lines| self.line + lines.find(*item, &wrong.field) - 1);
-                wrong.line = found.unwrap_or_else(|| self.first_line());
-            }
-        }
+        objects(self, custom)
     }
 
     /// The line to name: that of the first thing which is not a comment.
@@ -183,6 +158,7 @@ fn objects(document: &Document<'_>, custom: Custom<'_>) -> Reading {
         _ => (vec![value], false),
     };
     let mut reading = Reading::default();
+    let lines = OnceCell::new();
     for (index, mut item) in items.into_iter().enumerate() {
         if is_other(&item) || (custom.strays && item["apiVersion"].is_null() && item["kind"].is_null()) {
             reading.others += 1;
@@ -191,7 +167,9 @@ fn objects(document: &Document<'_>, custom: Custom<'_>) -> Reading {
         if let Some(namespace) = custom.namespace {
             fill_in(&mut item, namespace);
         }
-        reading.entries.push(entry(first, listed.then_some(index), &item));
+        let index = listed.then_some(index);
+        let line = |field: &str| lines.get_or_init(|| Lines::of(document)).find(index, field);
+        reading.entries.push(entry(first, index, &item, line));
     }
     reading
 }
@@ -213,15 +191,15 @@ fn fill_in(item: &mut Value, namespace: &str) {
     }
 }
 
-fn entry(line: usize, item: Option<usize>, value: &Value) -> Entry {
+fn entry(line: usize, item: Option<usize>, value: &Value, line_of: impl Fn(&str) -> usize) -> Entry {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     let content = hasher.finish();
     match validate(value) {
         Ok(object) => Entry { line, item, id: Some(object.id()), content, object: Ok(object) },
         Err(problems) => {
-            // Lines are found when all is read.
-            let wrong = |problem: Problem| Wrong { line: 0, field: problem.field, message: problem.message };
+            let wrong =
+                |Problem { field, message, .. }: Problem| Wrong { line: line_of(&field), field, message };
             let object = Err(problems.into_iter().map(wrong).collect());
             Entry { line, item, id: identify(value), content, object }
         }
