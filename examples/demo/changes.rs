@@ -121,13 +121,13 @@ impl Changes {
             (self.clients.served(feature) - before, self.clients.refused(&change.limit()).last);
         let last = self.gateways.iter().filter_map(|(url, name)| {
             let after = last.get(url.as_str())?.saturating_duration_since(begun);
-            Some(format!("by {name} after {} ms", after.as_millis()))
+            Some(format!("{} ms ({name})", after.as_millis()))
         });
         self.tell(format!(
-            "{NAMESPACE}/{budget}: kubectl was done after {} ms, limit {limit} last refused a call {}; in these {} s \
-             {served} of {feature} were served",
-            took.as_millis(),
+            "{NAMESPACE}/{budget}: limit {limit} refused its last call after {}; kubectl took {} ms; {served} calls of \
+             {feature} served in {} s",
             last.collect::<Vec<_>>().join(", "),
+            took.as_millis(),
             AFTER.as_secs()
         ));
         self.wait_enforced(budget, begun)

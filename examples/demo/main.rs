@@ -138,7 +138,7 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
     }
 
     let plan = traffic(flags, root, &stack, &step)?;
-    let watched = watch(plan, &place, stack, flags.trouble, interrupt.clone()).await?;
+    let watched = watch(plan, &place, stack, flags.trouble, interrupt.clone(), started).await?;
     let Watched { report, mut stack, wrong } = watched;
     if interrupt.is_set() {
         return Ok(None);
@@ -289,6 +289,7 @@ async fn watch(
     stack: Stack,
     trouble: bool,
     interrupt: Interrupt,
+    started: Instant,
 ) -> anyhow::Result<Watched> {
     let (stop, progress) = (Stop::default(), Arc::new(Progress::default()));
     let clients = Arc::new(Clients::default());
@@ -317,7 +318,7 @@ async fn watch(
     let changing = std::thread::spawn(move || changes.map(|changes| changes.make()).unwrap_or_default());
     let (shown, end) = (place.clone(), ended.clone());
     let showing = std::thread::spawn(move || {
-        let mut view = table::View::new(clients, news);
+        let mut view = table::View::new(clients, news, started);
         while !end.load(Ordering::Relaxed) {
             if let Some(rows) = shown.rows() {
                 view.show(&rows, &progress);

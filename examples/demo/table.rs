@@ -119,8 +119,9 @@ struct Seen {
 }
 
 impl View {
-    /// Nothing shown yet; what `clients` get is counted elsewhere, `news` are shown as they come.
-    pub fn new(clients: Arc<Clients>, news: Receiver<String>) -> Self {
+    /// Nothing shown yet; what `clients` get is counted elsewhere, `news` are shown as they come, with the
+    /// time since `started`.
+    pub fn new(clients: Arc<Clients>, news: Receiver<String>, started: Instant) -> Self {
         Self {
             terminal: std::io::stdout().is_terminal(),
             drawn: 0,
@@ -128,7 +129,7 @@ impl View {
             seen: BTreeMap::new(),
             clients,
             news,
-            started: Instant::now(),
+            started,
         }
     }
 
