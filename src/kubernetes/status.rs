@@ -12,9 +12,7 @@ use super::queue::{Job, Next, Queue, Wanted};
 use super::stored::{Entry, Fingerprint, Reported, Stored};
 use crate::report::{Report, Sink, Standing};
 use crate::source::Fault;
-use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::core::object::HasStatus;
 use kube::{Client, Resource};
@@ -229,7 +227,8 @@ impl From<kube::Error> for Failure {
 }
 
 type Landed = (Job, Result<Taken, Failure>);
-type Flights = FuturesUnordered<BoxFuture<'static, Landed>>;
+/// Tasks of their own: what was given out is sent then, however long a report takes to compare.
+type Flights = JoinSet<Landed>;
 
 /// No write gets through.
 #[derive(Debug)]
@@ -269,7 +268,7 @@ impl Task {
                     self.want_all(report).await;
                 }
                 () = stored.changed() => self.see(),
-                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                Some(Ok((job, outcome))) = flights.join_next() => self.land(&job, outcome),
                 () = at(wake) => {}
             }
         }
@@ -286,7 +285,7 @@ impl Task {
                 return;
             }
             tokio::select! {
-                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                Some(Ok((job, outcome))) = flights.join_next() => self.land(&job, outcome),
                 () = at(wake) => {}
                 () = tokio::time::sleep_until(end) => return,
             }
@@ -303,7 +302,7 @@ impl Task {
         }
         while flights.len() < most {
             match self.queue.next(now.into_std()) {
-                Next::Write(job) => flights.push(self.write(job)),
+                Next::Write(job) => drop(flights.spawn(self.write(job))),
                 Next::Wait(until) => return Some(Instant::from_std(until)),
                 Next::Nothing => return None,
             }
