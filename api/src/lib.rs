@@ -43,8 +43,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 pub(crate) fn definition<K: CustomResourceExt>() -> CustomResourceDefinition {
     let mut crd = K::crd();
     for version in &mut crd.spec.versions {
-        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-        for schema in schema {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
             unwrap_lines(schema);
             drop_defaults(schema, false);
         }

@@ -619,10 +619,13 @@ mod tests {
         fn differs(&self, number: usize) -> Option<Class> {
             let ((uid, wanted), (there, stored)) = (self.wanted.get(&number)?, self.stored.get(&number)?);
             let Some(stored) = stored else { return (uid == there).then_some(Class::Verdict) };
-            (uid == there && wanted != stored).then(|| match () {
-                () if wanted.stage != stored.stage => Class::Stage,
-                () if wanted.verdict != stored.verdict => Class::Verdict,
-                () => Class::Numbers,
+            if uid != there || wanted == stored {
+                return None;
+            }
+            Some(match wanted {
+                Fingerprint { stage, .. } if *stage != stored.stage => Class::Stage,
+                Fingerprint { verdict, .. } if *verdict != stored.verdict => Class::Verdict,
+                Fingerprint { .. } => Class::Numbers,
             })
         }
 
