@@ -50,7 +50,7 @@ test: envoy kubernetes lint ## format, lints and every test, with a real Envoy a
 	cargo build --workspace
 	cargo test --workspace
 
-bench: envoy ## throughput, latency and CPU against the same Envoy without the filter; writes target/bench/summary.json
+bench: envoy kubernetes ## throughput, latency and CPU against the same Envoy without the filter; writes target/bench/summary.json
 	@echo "Building for release (the first time about ten minutes on two cores)."
 	@cargo build --release -p plimsoll --bin plimsoll -p plimsoll-filter --lib -p plimsoll-sim --bins
 	cargo bench -p plimsoll --bench gateway
