@@ -14,3 +14,4 @@ pub mod operator;
 mod random;
 pub mod report;
 pub mod source;
+pub mod validate;

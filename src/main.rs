@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use plimsoll::kubernetes::{Access, Kubernetes, Requests, Stored, Writer};
 use plimsoll::report::{Printer, Report, Sink};
-use plimsoll::source::{Files, manifest};
+use plimsoll::source::Files;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_plan::Settings;
 use std::io::{IsTerminal, Read, Write};
@@ -18,7 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   plimsoll operator --config plimsoll.yaml
   plimsoll operator --config plimsoll.yaml --manifests policy/
-  plimsoll validate policy/*.yaml
+  plimsoll validate policy/
   plimsoll status --operator 127.0.0.1:9080
   plimsoll retire gateway-3 --ledger /var/lib/plimsoll/ledger.db
   plimsoll crds | kubectl apply --server-side -f -
@@ -72,16 +72,33 @@ SIGTERM or Ctrl-C ends it after the last commit.")]
     /// Print the CustomResourceDefinitions.
     Crds,
     /// Check manifests as an API server would, without one.
+    #[command(after_help = "\
+Says file, line and field of everything that is wrong, and what to do. AIBudgets, ModelRoutes, ModelBackends,
+Secrets and Namespaces are checked; other kinds are skipped and counted. What needs objects that may be
+elsewhere is a warning.
+
+Examples:
+  plimsoll validate policy/
+  kustomize build overlays/prod | plimsoll validate -
+  plimsoll validate --namespace finance budgets.yaml -o json
+
+Exit codes: 0 nothing is wrong; 1 something is, can't be read, or nothing was found; 2 wrong usage.")]
     Validate {
-        /// Files of AIBudgets, ModelRoutes, ModelBackends, Secrets and Namespaces
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
+        /// Files, directories with .yaml, .yml and .json files, or - for standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
         /// Check against this installation's settings
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// The namespace that may use plain HTTP and private addresses [default: plimsoll-system]
         #[arg(long, value_name = "NAME", conflicts_with = "config")]
         root_namespace: Option<String>,
+        /// The namespace of objects that name none, as kubectl has it [default: that is an error]
+        #[arg(short, long, value_name = "NAME")]
+        namespace: Option<String>,
+        /// As lines for people, or everything as JSON
+        #[arg(short, long, value_enum, default_value_t = Findings::Text)]
+        output: Findings,
     },
     /// After the ledger went back: stop waiting for a gateway that will not come again.
     #[command(after_help = "\
@@ -117,6 +134,12 @@ enum Output {
     Json,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Findings {
+    Text,
+    Json,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
@@ -147,13 +170,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             operator(config, from)?;
         }
         Command::Crds => print(&crds()?)?,
-        Command::Validate { files, config, root_namespace } => {
+        Command::Validate { paths, config, root_namespace, namespace, output } => {
             let mut settings = match config {
                 Some(file) => plimsoll::config::Config::load(&file)?.settings(),
                 None => Settings::default(),
             };
             settings.root_namespace = root_namespace.unwrap_or(settings.root_namespace);
-            return validate(&files, &settings);
+            let verdict = plimsoll::validate::validate(&paths, namespace.as_deref(), &settings);
+            match output {
+                Findings::Text => print(&verdict.text())?,
+                Findings::Json => print(&(serde_json::to_string_pretty(&verdict)? + "\n"))?,
+            }
+            return Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Retire { gateway, ledger } => return retire(&gateway, &ledger),
         Command::Status { operator, output } => status(&operator, output)?,
@@ -262,34 +290,6 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
-}
-
-fn validate(files: &[PathBuf], settings: &Settings) -> anyhow::Result<ExitCode> {
-    let (mut good, mut bad) = (0, 0);
-    for file in files {
-        let shown = file.display();
-        let text = std::fs::read_to_string(file).with_context(|| format!("{shown} can't be read"))?;
-        for entry in manifest::read(&text) {
-            let name = entry.id.map(|id| format!("{id}: ")).unwrap_or_default();
-            let wrongs: Vec<(usize, String)> = match entry.object {
-                Ok(object) => {
-                    let problems = plimsoll_plan::check(&object, settings);
-                    problems.into_iter().map(|problem| (entry.line, problem.message)).collect()
-                }
-                Err(wrongs) => wrongs.into_iter().map(|wrong| (wrong.line, wrong.message)).collect(),
-            };
-            if wrongs.is_empty() {
-                good += 1;
-            } else {
-                bad += 1;
-            }
-            for (line, message) in wrongs {
-                print(&format!("{shown}:{line}: {name}{message}\n"))?;
-            }
-        }
-    }
-    print(&format!("{good} good, {bad} bad\n"))?;
-    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn retire(gateway: &str, ledger: &Path) -> anyhow::Result<ExitCode> {

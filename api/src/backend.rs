@@ -14,32 +14,46 @@ use std::sync::Arc;
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "ModelBackend",
-    doc = "A provider, its models and their prices.",
+    doc = "A ModelBackend is a provider's API, the models that it serves and what they cost.\n\n\
+        The smallest useful one (prices in US dollars for a million tokens):\n\n\
+        spec: {provider: {api: OpenAI, baseURL: https://api.openai.com/v1, apiKeySecretRef: {name: openai, key: api-key}}, \
+        models: [{name: gpt-5.2, price: {inputPerMillion: \"1.25\", outputPerMillion: 10}}]}",
     plural = "modelbackends",
     shortname = "mbackend",
     category = "plimsoll",
     namespaced,
     status = "ModelBackendStatus",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name.size() <= 63")
-        .message("metadata.name has more than 63 characters; use a shorter one"),
-    printcolumn(name = "API", type_ = "string", json_path = ".spec.provider.api"),
-    printcolumn(name = "URL", type_ = "string", json_path = ".spec.provider.baseURL"),
-    printcolumn(name = "Ready", type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    validation = schema::object_name(),
+    printcolumn(name = "API", type_ = "string", json_path = ".spec.provider.api",
+        description = "The API that it speaks"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".spec.provider.baseURL",
+        description = "Where the API begins"),
     printcolumn(name = "Priced", type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"PriceKnown\")].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+        json_path = ".status.conditions[?(@.type==\"PriceKnown\")].status",
+        description = "Whether every model has a price"),
+    printcolumn(name = "Ready", type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether gateways can use it"),
+    printcolumn(name = "Reason", type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why it is ready or not, in a word"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".spec.provider.apiKeySecretRef.name",
+        priority = 1, description = "The Secret that holds the provider's key"),
+    printcolumn(name = "Message", type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1, description = "Why it is ready or not, and what to do")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelBackendSpec {
-    /// Who serves the models.
+    /// Who serves the models: the API, its address and its key.
     pub provider: Provider,
-    /// The models, by name as sent upstream.
+    /// 1 to 256 models, each with its own name.
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub models: Vec<Model>,
-    /// Which namespaces' routes and callers may use it.
+    /// Which namespaces' routes and callers may use it. Default: its own namespace alone.
     #[serde(default)]
     pub allowed_routes: AllowedRoutes,
 }
@@ -48,18 +62,22 @@ pub struct ModelBackendSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Provider {
-    /// The API that it speaks; clients must speak the same.
+    /// The API that it speaks; clients must speak the same, nothing is translated. OpenAI: chat completions,
+    /// as OpenAI and most other servers have them.
     pub api: Api,
-    /// Where the API begins, `https://api.openai.com/v1`. Plain HTTP and private addresses only in the
-    /// root namespace.
+    /// Where the API begins, like `https://api.openai.com/v1`. Plain HTTP and private addresses are accepted
+    /// only in the root namespace (plimsoll-system, unless the installation has another).
     #[serde(rename = "baseURL")]
     #[schemars(schema_with = "schema::base_url")]
     pub base_url: String,
-    /// The provider's key. It replaces what the caller sends.
+    /// The Secret with the provider's key, which replaces the credential that the caller sends. Secrets are
+    /// read in the root namespace and in those that the installation lists. Absent: calls carry no key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
-    /// The discount on every declared price, 0 to 100.
+    /// What the provider takes off every declared price, in percent: an integer or a decimal string from 0
+    /// to 100, like `"12.5"`. Default 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::percent")]
     pub discount_percent: Option<Decimal>,
 }
 
@@ -74,18 +92,21 @@ pub enum Api {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
-    /// As sent upstream.
+    /// The model's name as the provider knows it, like `gpt-5.2`. Callers may use it too where no ModelRoute
+    /// claims it.
     #[schemars(schema_with = "schema::model")]
     pub name: String,
-    /// The most tokens that input and output can have together; bounds what the body's bytes do not.
+    /// The most tokens that input and output can have together, like 400000; it bounds what is reserved for
+    /// a call. Absent: the size of the request bounds the input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 100_000_000))]
     pub context_tokens: Option<u32>,
-    /// The most tokens that it can answer with.
+    /// The most tokens that it can answer with, like 128000; it bounds what is reserved for a call that
+    /// names no bound itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 10_000_000))]
     pub max_output_tokens: Option<u32>,
-    /// What it costs; absent: unpriced, refused by budgets with `unpriced: Deny`.
+    /// What it costs. Absent: the model has no price, and budgets with `unpriced: Deny` refuse its calls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
 }
@@ -94,19 +115,23 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Price {
-    /// Input.
+    /// For a million input tokens: US dollars as an integer or a decimal string, like `"1.25"`.
+    #[schemars(schema_with = "schema::usd")]
     pub input_per_million: Decimal,
-    /// Input read from the provider's cache; absent: as other input.
+    /// For a million input tokens that the provider read from its cache, like `"0.125"`. Absent: as other
+    /// input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::usd")]
     pub cached_input_per_million: Option<Decimal>,
-    /// Output, reasoning included.
+    /// For a million output tokens, reasoning included, like `10`.
+    #[schemars(schema_with = "schema::usd")]
     pub output_per_million: Decimal,
 }
 
 /// Who may use a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AllowedRoutes {
-    /// The namespaces.
+    /// The namespaces whose routes and callers may use it.
     #[serde(default)]
     pub namespaces: NamespaceScope,
 }
@@ -114,12 +139,14 @@ pub struct AllowedRoutes {
 /// Some namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("has(self.selector) == (self.from == 'Selector')")
-    .message("give selector with from: Selector, and only then"))]
+    .message("give selector with from: Selector, and only then")
+    .field_path(".selector"))]
 pub struct NamespaceScope {
-    /// The backend's own, all, or those that the selector selects.
+    /// Same: the backend's own namespace. All: every namespace. Selector: those that `selector` selects.
+    /// Default Same.
     #[serde(default)]
     pub from: From,
-    /// Selects namespaces by their labels.
+    /// Selects namespaces by their labels; with `from: Selector` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
 }
@@ -140,11 +167,13 @@ pub enum From {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelBackendStatus {
-    /// Accepted, ResolvedRefs, Programmed, Ready, Reconciling, Stalled, PriceKnown.
+    /// Ready: gateways can use it. Reconciling: it will come right by itself. Stalled: somebody must change
+    /// something. Accepted: the spec is right. ResolvedRefs: what it refers to is there. Programmed: every
+    /// connected gateway has it; Envoy's own words where one refuses it. PriceKnown: every model has a price.
     #[serde(default)]
     #[schemars(schema_with = "shared::conditions")]
     pub conditions: Arc<Vec<Condition>>,
-    /// The generation that this status is about.
+    /// The metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }

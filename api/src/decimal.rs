@@ -1,10 +1,9 @@
 //! Amounts as people write them: an integer, or a decimal string. Never a float.
 //!
 //! The text is kept as it came; `plan` makes exact numbers of it, because only there the unit is known.
+//! Its schemas, one for each use, stand in `schema`.
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::borrow::Cow;
 use std::fmt;
 
 /// An integer or a decimal string, `500` or `"12.50"`.
@@ -49,24 +48,9 @@ impl<'de> Deserialize<'de> for Decimal {
     }
 }
 
-/// At most 18 digits, and nine after the point: a nano-dollar is the smallest amount.
-pub(crate) const PATTERN: &str = r"^[0-9]{1,18}(\.[0-9]{1,9})?$";
-
-impl JsonSchema for Decimal {
-    fn schema_name() -> Cow<'static, str> {
-        "Decimal".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "x-kubernetes-int-or-string": true,
-            "minimum": 0,
-            "maxLength": 28,
-            "pattern": PATTERN,
-        })
-    }
+/// Whether `text` is written as amounts are: digits, and perhaps a point and more digits.
+pub(crate) fn is_decimal(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    digits(whole) && digits(part)
 }

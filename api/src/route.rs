@@ -13,37 +13,52 @@ use std::sync::Arc;
     group = "plimsoll.dev",
     version = "v1alpha1",
     kind = "ModelRoute",
-    doc = "The backends that answer under a model name.",
+    doc = "A ModelRoute says which backends answer under a model name. Callers in its namespace send the name; \
+        what answers can change without them.\n\nThe smallest useful one, for clients that send \"model\": \"assistant\":\n\n\
+        metadata: {name: assistant}\n\n\
+        spec: {tiers: [{name: only, backends: [{backendRef: {name: openai, namespace: plimsoll-system}, model: gpt-5.2}]}]}",
     plural = "modelroutes",
     shortname = "mroute",
     category = "plimsoll",
     namespaced,
     status = "ModelRouteStatus",
     derive = "PartialEq",
-    validation = Rule::new("self.metadata.name.size() <= 63")
-        .message("metadata.name has more than 63 characters; use a shorter one"),
-    printcolumn(name = "Model", type_ = "string", json_path = ".spec.model"),
+    validation = schema::object_name(),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model",
+        description = "The name that clients send"),
+    printcolumn(name = "Backend", type_ = "string",
+        json_path = ".spec.tiers[0].backends[0].backendRef.name",
+        description = "The first backend of the best tier"),
+    printcolumn(name = "Answers", type_ = "string", json_path = ".spec.tiers[0].backends[0].model",
+        description = "The model that the first backend answers with"),
     printcolumn(name = "Ready", type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether calls can take it"),
     printcolumn(name = "Reason", type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why it is ready or not, in a word"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1, description = "Why it is ready or not, and what to do")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelRouteSpec {
-    /// The name that clients send; absent: the object's own name.
+    /// The name that clients send, like `assistant`. Default: the object's own name. Of two routes with one
+    /// name in a namespace the older serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::model")]
     pub model: Option<String>,
-    /// Exactly one tier.
+    /// Exactly one tier for now.
     #[schemars(length(min = 1, max = 1))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub tiers: Vec<Tier>,
-    /// The most output tokens of a call; a client's own lower bound stays.
+    /// The most output tokens of a call, 1 to 10000000; a client's own lower bound stays. Absent: the model's
+    /// bound, or the installation's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<i32>", range(min = 1, max = 10_000_000))]
     pub max_output_tokens: Option<u32>,
-    /// How long a call may take, as `120s`, `500ms` or `2m`.
+    /// How long a call may take, streaming included: `120s`, `500ms` or `2m`. Absent: as long as it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
     pub timeout: Option<String>,
@@ -51,13 +66,14 @@ pub struct ModelRouteSpec {
 
 /// Backends that are equally good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.backends.exists(b, b.weight > 0)")
-    .message("every weight is 0, so nothing would answer; give at least one backend a weight above 0"))]
+#[x_kube(validation = Rule::new("self.backends.exists(b, !has(b.weight) || b.weight > 0)")
+    .message("every weight is 0, so nothing would answer; give at least one backend a weight above 0")
+    .field_path(".backends"))]
 pub struct Tier {
-    /// The tier's name.
+    /// The tier's name, like `premium`: a DNS label.
     #[schemars(schema_with = "schema::name")]
     pub name: String,
-    /// 1 to 16; calls are shared out by weight.
+    /// 1 to 16 backends; calls are shared out by their weights.
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub backends: Vec<RouteBackend>,
@@ -67,12 +83,12 @@ pub struct Tier {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteBackend {
-    /// The ModelBackend.
+    /// The ModelBackend that answers.
     pub backend_ref: BackendRef,
-    /// The model, as sent upstream; one of the backend's `spec.models`.
+    /// The model that is asked for there, like `gpt-5.2`: one of the backend's `spec.models`.
     #[schemars(schema_with = "schema::model")]
     pub model: String,
-    /// Its share of the calls against the others'; 0 takes none.
+    /// Its share of the tier's calls: weight 3 beside weight 1 takes three of four; 0 takes none. Default 1.
     #[serde(default = "one")]
     #[schemars(with = "i32", range(min = 0, max = 1_000_000))]
     pub weight: u32,
@@ -85,10 +101,11 @@ fn one() -> u32 {
 /// Names a ModelBackend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendRef {
-    /// Its name.
+    /// The ModelBackend's name.
     #[schemars(schema_with = "schema::name")]
     pub name: String,
-    /// Its namespace; absent: the route's. Another one must allow this one (`spec.allowedRoutes`).
+    /// The ModelBackend's namespace. Default: the route's own. In another one it must allow the route's
+    /// namespace (`spec.allowedRoutes`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub namespace: Option<String>,
@@ -98,13 +115,18 @@ pub struct BackendRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelRouteStatus {
-    /// Accepted, ResolvedRefs, Programmed, Ready, Reconciling, Stalled.
+    /// Ready: calls can take it. Reconciling: it will come right by itself. Stalled: somebody must change
+    /// something. Accepted: no older route has its name. ResolvedRefs: its backends are there and allow it.
+    /// Programmed: every connected gateway has it.
     #[serde(default)]
     #[schemars(schema_with = "shared::conditions")]
     pub conditions: Arc<Vec<Condition>>,
-    /// The generation that this status is about.
+    /// The metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The name that clients send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 impl ModelRouteStatus {

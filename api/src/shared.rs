@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 /// One key of a Secret in the same namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretKeyRef {
-    /// The Secret.
-    #[schemars(schema_with = "schema::key")]
+    /// The Secret's name; it stands in the same namespace.
+    #[schemars(schema_with = "schema::secret_name")]
     pub name: String,
-    /// The key in it.
-    #[schemars(schema_with = "schema::key")]
+    /// The key in the Secret, like `api-key`.
+    #[schemars(schema_with = "schema::secret_key")]
     pub key: String,
 }
 
@@ -22,11 +22,11 @@ pub struct SecretKeyRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
-    /// Labels that must have these values.
+    /// Labels that must have exactly these values, like `{team: search}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::labels")]
     pub match_labels: Option<BTreeMap<String, String>>,
-    /// Requirements on labels.
+    /// Requirements on labels, like `{key: team, operator: In, values: [search, ads]}`; all must hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub match_expressions: Option<Vec<LabelRequirement>>,
@@ -35,14 +35,16 @@ pub struct LabelSelector {
 /// A requirement on one label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("has(self.values) == (self.operator in ['In', 'NotIn'])")
-    .message("give values with In and NotIn, and none with Exists and DoesNotExist"))]
+    .message("give values with In and NotIn, and none with Exists and DoesNotExist")
+    .field_path(".values"))]
 pub struct LabelRequirement {
-    /// The label.
-    #[schemars(schema_with = "schema::label")]
+    /// The label, like `team` or `example.com/team`.
+    #[schemars(schema_with = "schema::label_key")]
     pub key: String,
-    /// How it relates to the values.
+    /// In: the label has one of the values. NotIn: it has none of them, or is absent. Exists: it is there,
+    /// whatever its value. DoesNotExist: it is absent.
     pub operator: LabelOperator,
-    /// For In and NotIn.
+    /// 1 to 64 values, for In and NotIn only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_values")]
     pub values: Option<Vec<String>>,

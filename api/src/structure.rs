@@ -1,10 +1,12 @@
-//! A value against a structural schema: unknown fields, types, bounds, patterns, defaults.
+//! A value against a structural schema: unknown fields, types, bounds, rules on texts, defaults.
 //!
 //! It does offline what an API server does with the same schema, for the keywords that our schemas
 //! use and no others: nulls are pruned, defaults filled in, then everything that is wrong is named,
-//! not only the first thing. CEL rules come after it (see `validate`).
+//! not only the first thing. The rules on texts and amounts are checked here, because CEL would compile
+//! each regex anew for each value; the rules on objects come after it (see `validate`).
 
-use crate::schema::hint;
+use crate::decimal::is_decimal;
+use crate::schema::pattern;
 use regex::Regex;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +18,12 @@ pub(crate) type Fault = (String, String);
 /// Names what is wrong in `value`, which gets the schema's defaults.
 pub(crate) fn check(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<Fault>) {
     let before = faults.len();
-    if schema["x-kubernetes-int-or-string"] == true {
-        int_or_string(value, path, faults);
+    let is_amount = schema["x-kubernetes-int-or-string"] == true;
+    if let (true, Some(integer)) = (is_amount || schema["type"] == "integer", integer(value)) {
+        *value = integer;
+    }
+    if is_amount {
+        int_or_string(schema, value, path, faults);
     } else {
         match schema["type"].as_str() {
             Some("object") => object(schema, value, path, faults),
@@ -56,9 +62,23 @@ fn wrong_type(value: &Value, wanted: &str, path: &str, faults: &mut Vec<Fault>) 
     fault(path, &format!("is {is}; it should be {wanted}"), faults);
 }
 
-fn int_or_string(value: &Value, path: &str, faults: &mut Vec<Fault>) {
+/// `5.0` as the integer that kubectl makes of it.
+fn integer(value: &Value) -> Option<Value> {
+    let number = value.as_number().filter(|number| number.is_f64())?.as_f64()?;
+    // As text: it has no point where nothing stands behind it, and no cast can go wrong.
+    format!("{number}").parse::<i64>().ok().map(Value::from)
+}
+
+fn int_or_string(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
     match value {
-        Value::String(_) => {}
+        Value::String(text) if is_decimal(text) => {}
+        // Too long is what `bounds` says.
+        Value::String(text) if schema["maxLength"].as_u64().is_some_and(|most| text.len() as u64 > most) => {}
+        Value::String(text) => {
+            let rules = schema["x-kubernetes-validations"].as_array();
+            let todo = rules.and_then(|rules| rules.first()?["message"].as_str()).unwrap_or_default();
+            fault(path, &format!("{} does not fit; {todo}", quoted(text)), faults);
+        }
         Value::Number(number) if number.is_i64() => {}
         Value::Number(number) => {
             let rest = format!("{number} is not an integer; write a decimal number in quotes, \"{number}\"");
@@ -184,20 +204,21 @@ fn string_bounds(schema: &Value, text: &str, path: &str, faults: &mut Vec<Fault>
         return;
     }
     let length = text.chars().count();
-    let bound = |keyword: &str| schema[keyword].as_u64().and_then(|n| usize::try_from(n).ok());
-    if bound("minLength").is_some_and(|least| length < least) {
-        return fault(path, "is empty; give it a value, or leave the field out if it is optional", faults);
-    }
-    if let Some(most) = bound("maxLength").filter(|most| length > *most) {
+    let most = schema["maxLength"].as_u64().and_then(|most| usize::try_from(most).ok());
+    if let Some(most) = most.filter(|most| length > *most) {
         return fault(path, &format!("has {length} characters; at most {most} are allowed"), faults);
     }
-    if let Some(pattern) = schema["pattern"].as_str()
-        && !matches(pattern, text)
-    {
-        // A URL with a user in it has a password too, and this goes into logs.
-        let shown =
-            if text.contains('@') && text.contains("://") { String::new() } else { quoted(text) + " " };
-        fault(path, &format!("{shown}does not fit; {}", hint(pattern)), faults);
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        let pattern = rule["rule"].as_str().and_then(pattern);
+        if pattern.is_some_and(|pattern| !matches(pattern, text)) {
+            let what = match text {
+                "" => "is empty".to_owned(),
+                // A URL with a user in it has a password too, and this goes into logs.
+                url if url.contains('@') && url.contains("://") => "does not fit".to_owned(),
+                text => format!("{} does not fit", quoted(text)),
+            };
+            fault(path, &format!("{what}; {}", rule["message"].as_str().unwrap_or_default()), faults);
+        }
     }
 }
 

@@ -39,7 +39,8 @@ struct Kind {
     rules: CompiledSchema,
 }
 
-const KINDS: [&str; 5] = ["AIBudget", "ModelRoute", "ModelBackend", "Namespace", "Secret"];
+/// Every kind that Plimsoll reads.
+pub const KINDS: [&str; 5] = ["AIBudget", "ModelRoute", "ModelBackend", "Namespace", "Secret"];
 
 /// The object in `manifest`, with defaults filled in. A status in it is left out.
 ///
@@ -110,8 +111,28 @@ impl Kind {
         let schema =
             crd.spec.versions.iter().find_map(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref());
         let schema = serde_json::to_value(schema).unwrap_or_default();
-        let rules = compile_schema(&schema);
-        Self { schema, rules }
+        let mut objects = schema.clone();
+        leave_to_others(&mut objects);
+        Self { rules: compile_schema(&objects), schema }
+    }
+}
+
+/// Takes out of `schema` the rules that are checked elsewhere: those on texts and amounts by `structure`,
+/// those that ask for a type, which this CEL can't, by `plan`.
+fn leave_to_others(schema: &mut Value) {
+    const RULES: &str = "x-kubernetes-validations";
+    let Some(fields) = schema.as_object_mut() else { return };
+    let text = fields.get("type").is_none_or(|kind| kind == "string");
+    if let Some(rules) = fields.get_mut(RULES).and_then(Value::as_array_mut) {
+        let elsewhere = |rule: &Value| rule["rule"].as_str().is_some_and(|rule| rule.contains("type("));
+        rules.retain(|rule| !text && !elsewhere(rule));
+    }
+    for key in ["properties", "items", "additionalProperties"] {
+        match fields.get_mut(key) {
+            Some(Value::Object(all)) if key == "properties" => all.values_mut().for_each(leave_to_others),
+            Some(one) => leave_to_others(one),
+            None => {}
+        }
     }
 }
 
@@ -120,7 +141,7 @@ fn custom<K: DeserializeOwned + CustomResourceExt>(
     manifest: &Value,
     mut faults: Vec<Fault>,
 ) -> Result<K, Vec<Fault>> {
-    let kind = kind.get_or_init(|| Kind::new(&K::crd()));
+    let kind = kind.get_or_init(|| Kind::new(&crate::definition::<K>()));
     let mut value = manifest.clone();
     let fields = value.as_object_mut().ok_or_else(Vec::new)?;
     fields.remove("status");

@@ -149,13 +149,13 @@ fn each_gateway_that_lags_is_named_with_its_reason_and_the_remedy() {
         (
             policy(DOWN, Instead::Before),
             "False GatewayDisconnected: no ledger stream since 2026-11-24T11:59:49Z, the version before is in force: \
-             gw-1. See whether it runs and reaches the operator; gone for good, it stops to count after 10 min.",
+             gw-1. See whether it runs and reaches the operator; gone for good, it counts no more after 10 min.",
             "",
         ),
         (
             policy(DOWN, Instead::Nothing),
             "False GatewayDisconnected: no ledger stream since 2026-11-24T11:59:49Z: gw-1. See whether it runs and \
-             reaches the operator; gone for good, it stops to count after 10 min.",
+             reaches the operator; gone for good, it counts no more after 10 min.",
             "",
         ),
         (

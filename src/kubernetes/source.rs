@@ -4,7 +4,7 @@
 //! resumes, lists anew where it must, and backs off; it never ends.
 
 use super::access;
-use super::catalogue::{Catalogue, Failure, Seen, Told, Version, Watch};
+use super::catalogue::{Catalogue, Failure, LONGEST_PAUSE, Seen, Told, Version, Watch};
 use super::stored::{Fingerprint, Reported, Stored};
 use crate::source::{Batch, Change, Source};
 use futures::stream::{AbortHandle, BoxStream, SelectAll};
@@ -14,6 +14,7 @@ use kube::api::{ObjectMeta, PartialObjectMeta};
 use kube::core::object::HasStatus;
 use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, Object, ObjectId};
@@ -22,11 +23,14 @@ use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// The most that is taken at once, so that a long list is planned in parts while it is read.
 const MOST: usize = 4096;
+
+/// The first pause before a watch that failed is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Helm's records lie beside providers' keys, a megabyte each, and none of them is one.
 const SECRETS: &str = "type!=helm.sh/release.v1";
@@ -95,10 +99,11 @@ impl Source for Kubernetes {
                 }
                 vec![Change::Waiting(faults.clone())]
             } else {
-                if news {
+                // What was told while waiting is told again: it may be what stays.
+                if news || first {
                     batch.push(Change::Faults(faults.clone()));
                 }
-                if batch.is_empty() && !first {
+                if batch.is_empty() {
                     continue;
                 }
                 std::mem::take(&mut batch)
@@ -212,11 +217,12 @@ impl Watches {
                     uid: it.uid().unwrap_or_default(),
                     content: it.meta().generation.unwrap_or_default().to_string(),
                 };
+                let revision = it.resource_version().unwrap_or_default();
                 let status = it.status().map(Fingerprint::of);
                 *it.meta_mut() = slim(std::mem::take(it.meta_mut()));
                 let object = object(it);
                 let id = object.id();
-                stored.saw(&id, &version.uid, status);
+                stored.saw(&id, &version.uid, &revision, status);
                 Seen { id, version, object: Ok(object) }
             }
             Err(InvalidObject { error, metadata }) => {
@@ -251,7 +257,30 @@ where
         Ok(Event::Delete(object)) => Told::Gone(seen(object).id),
         Err(error) => Told::Failed(failure(&error, &plural)),
     };
-    watcher(api, config).default_backoff().map(told).boxed()
+    watcher(api, config).backoff(Pauses::default()).map(told).boxed()
+}
+
+/// How long a watch that failed rests: twice as long each time, until it was quiet for a while.
+#[derive(Debug, Default)]
+struct Pauses(Option<(Instant, Duration)>);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let pause = match self.0 {
+            Some((last, pause)) if now < last + 2 * LONGEST_PAUSE => (pause * 2).min(LONGEST_PAUSE),
+            Some(_) | None => FIRST_PAUSE,
+        };
+        self.0 = Some((now, pause));
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    /// Nothing: it is called for the news that a list begins too, and lists may fail for hours.
+    fn reset(&mut self) {}
 }
 
 /// What is left of an object's metadata: who manages which field takes more room than all the rest.

@@ -9,13 +9,11 @@ use super::events::{self, Teller};
 use super::faults::Faults;
 use super::metrics::{Metrics, Requests, Why};
 use super::queue::{Job, Next, Queue, Wanted};
-use super::stored::{Fingerprint, Reported, Stored};
+use super::stored::{Entry, Fingerprint, Reported, Stored};
 use crate::report::{Report, Sink, Standing};
 use crate::source::Fault;
-use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::core::object::HasStatus;
 use kube::{Client, Resource};
 use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, ObjectId};
@@ -151,7 +149,7 @@ impl Kind for ModelBackend {
     }
 }
 
-/// What is sent. The uid makes the API server refuse it for a successor of the same name.
+/// What is sent. The version makes the API server refuse it for a successor of the same name.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Apply<'a, S> {
@@ -162,18 +160,27 @@ struct Apply<'a, S> {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata<'a> {
     namespace: &'a str,
     name: &'a str,
-    uid: &'a str,
+    resource_version: &'a str,
 }
 
 /// What is read of the answer: the spec may be one that this version can't read.
 #[derive(Deserialize)]
 #[serde(bound(deserialize = "S: DeserializeOwned"))]
 struct Answer<S> {
+    metadata: ObjectMeta,
     #[serde(default)]
     status: Option<S>,
+}
+
+/// What the API server has after a write.
+#[derive(Debug)]
+struct Taken {
+    version: String,
+    status: Option<Fingerprint>,
 }
 
 /// Why a status was not written.
@@ -181,7 +188,7 @@ struct Answer<S> {
 enum Failure {
     /// There is no such object.
     Gone,
-    /// Another object has the name by now.
+    /// It has changed meanwhile, or another object has the name.
     Conflict,
     /// It may not be: which right is missing.
     Denied(String),
@@ -219,8 +226,9 @@ impl From<kube::Error> for Failure {
     }
 }
 
-type Landed = (Job, Result<Option<Fingerprint>, Failure>);
-type Flights = FuturesUnordered<BoxFuture<'static, Landed>>;
+type Landed = (Job, Result<Taken, Failure>);
+/// Tasks of their own: what was given out is sent then, however long a report takes to compare.
+type Flights = JoinSet<Landed>;
 
 /// No write gets through.
 #[derive(Debug)]
@@ -260,7 +268,7 @@ impl Task {
                     self.want_all(report).await;
                 }
                 () = stored.changed() => self.see(),
-                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                Some(Ok((job, outcome))) = flights.join_next() => self.land(&job, outcome),
                 () = at(wake) => {}
             }
         }
@@ -277,7 +285,7 @@ impl Task {
                 return;
             }
             tokio::select! {
-                Some((job, outcome)) = flights.next() => self.land(&job, outcome),
+                Some(Ok((job, outcome))) = flights.join_next() => self.land(&job, outcome),
                 () = at(wake) => {}
                 () = tokio::time::sleep_until(end) => return,
             }
@@ -294,7 +302,7 @@ impl Task {
         }
         while flights.len() < most {
             match self.queue.next(now.into_std()) {
-                Next::Write(job) => flights.push(self.write(job)),
+                Next::Write(job) => drop(flights.spawn(self.write(job))),
                 Next::Wait(until) => return Some(Instant::from_std(until)),
                 Next::Nothing => return None,
             }
@@ -313,11 +321,12 @@ impl Task {
     fn write_as<K: Kind>(&self, job: Job) -> BoxFuture<'static, Landed> {
         let name = ObjectName::new(&*job.id.namespace, &*job.id.name);
         let client = self.client.clone();
+        // What is wanted stands in the report that the queue was told.
         let standing = K::standings(&self.report).get(&name).map(|standing| Arc::clone(&standing.status));
+        let entry = self.stored.get(&job.id).filter(|entry| entry.uid == job.uid);
         Box::pin(async move {
-            // What is wanted stands in the report that the queue was told.
-            let Some(status) = standing else { return (job, Err(Failure::Gone)) };
-            let outcome = match timeout(WITHIN, apply::<K>(&client, &job, &status)).await {
+            let Some((status, entry)) = standing.zip(entry) else { return (job, Err(Failure::Gone)) };
+            let outcome = match timeout(WITHIN, apply::<K>(&client, &job.id, &entry, &status)).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(Failure::Away(format!(
                     "the API server does not answer within {} s",
@@ -328,7 +337,7 @@ impl Task {
         })
     }
 
-    fn land(&mut self, job: &Job, outcome: Result<Option<Fingerprint>, Failure>) {
+    fn land(&mut self, job: &Job, outcome: Result<Taken, Failure>) {
         let now = Instant::now();
         if !matches!(outcome, Err(Failure::Away(_))) {
             self.away = None;
@@ -340,15 +349,15 @@ impl Task {
             tracing::debug!(object = %job.id, ?failure, "a status is not written");
         }
         match outcome {
-            Ok(status) => {
+            Ok(Taken { version, status }) => {
                 self.metrics.writes.inc();
                 self.accepted(&kind.clone());
-                self.stored.wrote(&job.id, &job.uid, status);
+                self.stored.wrote(&job.id, &job.uid, &version, status);
                 self.queue.written(job, status, now.into_std());
             }
             Err(Failure::Gone) => self.queue.gone(job, now.into_std()),
-            // What stands there now is being watched.
-            Err(Failure::Conflict) => self.queue.failed(job, now.into_std()),
+            // Watches will have told in a moment what stands there now.
+            Err(Failure::Conflict) => self.queue.late(job, now.into_std()),
             Err(Failure::Denied(rule)) => {
                 self.refuse(job, format!("statuses of {kind}s can't be written: {rule}"), now);
             }
@@ -466,14 +475,15 @@ async fn at(wake: Option<Instant>) {
 /// Writes one status; what the API server has of it then.
 async fn apply<K: Kind>(
     client: &Client,
-    job: &Job,
+    id: &ObjectId,
+    entry: &Entry,
     status: &K::Status,
-) -> Result<Option<Fingerprint>, Failure> {
-    let ObjectId { namespace, name, .. } = &*job.id;
+) -> Result<Taken, Failure> {
+    let ObjectId { namespace, name, .. } = id;
     let patch = Patch::Apply(Apply {
         api_version: &K::api_version(&()),
         kind: &K::kind(&()),
-        metadata: Metadata { namespace, name, uid: &job.uid },
+        metadata: Metadata { namespace, name, resource_version: &entry.version },
         status,
     });
     let path = K::url_path(&(), Some(namespace));
@@ -482,7 +492,8 @@ async fn apply<K: Kind>(
         .patch_subresource("status", name, &parameters, &patch)
         .map_err(kube::Error::BuildRequest)?;
     let answer: Answer<K::Status> = client.request(request).await?;
-    Ok(answer.status.as_ref().map(Fingerprint::of))
+    let version = answer.metadata.resource_version.unwrap_or_default();
+    Ok(Taken { version, status: answer.status.as_ref().map(Fingerprint::of) })
 }
 
 impl fmt::Debug for Task {

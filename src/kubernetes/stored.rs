@@ -2,10 +2,10 @@
 //!
 //! Watches and answers to writes tell it ([`Stored::saw`], [`Stored::wrote`], [`Stored::gone`]); the writer
 //! of statuses asks it what changed, so that it writes only what differs. No status is kept, only its
-//! [`Fingerprint`]: 12,000 objects take about two megabytes.
+//! [`Fingerprint`]: 12,000 objects take five megabytes.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use plimsoll_api::budget::{GatewayCount, LimitStatus, Stage};
+use plimsoll_api::budget::{GatewayCount, LimitStatus, Stage, Tightest, WindowStatus};
+use plimsoll_api::shared::{Condition, Time};
 use plimsoll_api::{AIBudgetStatus, ModelBackendStatus, ModelRouteStatus, ObjectId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,8 @@ pub struct Parts<'a> {
     observed_generation: Option<i64>,
     limits: &'a [LimitStatus],
     gateways: Option<GatewayCount>,
+    tightest: Option<&'a Tightest>,
+    model: Option<&'a str>,
 }
 
 /// A status that can be compared with what the API server has.
@@ -47,8 +49,9 @@ impl Reported for AIBudgetStatus {
     const CONDITIONS: &'static [&'static str] = &Self::CONDITIONS;
 
     fn parts(&self) -> Parts<'_> {
-        let Self { conditions, observed_generation, limits, gateways } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits, gateways: *gateways }
+        let Self { conditions, observed_generation, limits, gateways, tightest } = self;
+        let (observed_generation, gateways, tightest) = (*observed_generation, *gateways, tightest.as_ref());
+        Parts { conditions, observed_generation, limits, gateways, tightest, model: None }
     }
 }
 
@@ -56,8 +59,9 @@ impl Reported for ModelRouteStatus {
     const CONDITIONS: &'static [&'static str] = &Self::CONDITIONS;
 
     fn parts(&self) -> Parts<'_> {
-        let Self { conditions, observed_generation } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits: &[], gateways: None }
+        let Self { conditions, observed_generation, model } = self;
+        let (observed_generation, model) = (*observed_generation, model.as_deref());
+        Parts { conditions, observed_generation, limits: &[], gateways: None, tightest: None, model }
     }
 }
 
@@ -66,7 +70,8 @@ impl Reported for ModelBackendStatus {
 
     fn parts(&self) -> Parts<'_> {
         let Self { conditions, observed_generation } = self;
-        Parts { conditions, observed_generation: *observed_generation, limits: &[], gateways: None }
+        let observed_generation = *observed_generation;
+        Parts { conditions, observed_generation, limits: &[], gateways: None, tightest: None, model: None }
     }
 }
 
@@ -77,7 +82,7 @@ impl Fingerprint {
     /// Of `status`. Equal for the same status before and after its way through an API server.
     #[must_use]
     pub fn of<S: Reported>(status: &S) -> Self {
-        let Parts { conditions, observed_generation, limits, gateways } = status.parts();
+        let Parts { conditions, observed_generation, limits, gateways, tightest, model } = status.parts();
         let ours = || {
             let find = |kind: &&str| conditions.iter().find(|condition| condition.type_ == *kind);
             S::CONDITIONS.iter().filter_map(find)
@@ -95,12 +100,35 @@ impl Fingerprint {
         Self {
             stage: hash(&(stages, states)),
             verdict: hash(&(observed_generation, verdicts)),
-            whole: hash(&(observed_generation, ours().collect::<Vec<_>>(), limits, gateways)),
+            whole: hash(&(
+                observed_generation,
+                ours().map(all_of_condition).collect::<Vec<_>>(),
+                limits.iter().map(all_of_limit).collect::<Vec<_>>(),
+                gateways,
+                tightest,
+                model,
+            )),
         }
     }
 }
 
-/// Of what would be sent: whatever JSON doesn't keep makes no difference.
+/// Times as seconds: no more of them is sent, and writing them out takes most of a fingerprint's time.
+fn seconds(time: &Time) -> i64 {
+    time.0.as_second()
+}
+
+fn all_of_condition(condition: &Condition) -> impl Serialize {
+    let Condition { type_, status, reason, message, observed_generation, last_transition_time } = condition;
+    (type_, status, reason, message, observed_generation, seconds(last_transition_time))
+}
+
+fn all_of_limit(limit: &LimitStatus) -> impl Serialize {
+    let LimitStatus { name, window, amount, spent, used_percent, stages, unaccounted, counted_since } = limit;
+    let WindowStatus { start, end } = window;
+    let times = [start, end, counted_since].map(|time| time.as_ref().map(seconds));
+    (name, times, amount, spent, used_percent, stages, unaccounted)
+}
+
 fn hash(value: &impl Serialize) -> u64 {
     struct Into(DefaultHasher);
     impl std::io::Write for Into {
@@ -123,6 +151,10 @@ fn hash(value: &impl Serialize) -> u64 {
 pub struct Entry {
     /// Which object of this name it is: a re-created one is another.
     pub uid: Arc<str>,
+    /// Its resourceVersion. A write that names it is refused for any other version, so for a successor too;
+    /// naming the uid is no use: the API server does not look at it when the status of a custom resource
+    /// is written.
+    pub version: Arc<str>,
     /// Its status; None if it has none yet.
     pub status: Option<Fingerprint>,
 }
@@ -146,14 +178,19 @@ pub(super) type Changes = Vec<(Arc<ObjectId>, Option<Entry>)>;
 
 impl Stored {
     /// The API server has `id` like this.
-    pub fn saw(&self, id: &ObjectId, uid: &str, status: Option<Fingerprint>) {
+    pub fn saw(&self, id: &ObjectId, uid: &str, version: &str, status: Option<Fingerprint>) {
         let mut inner = self.inner();
-        let key = match inner.entries.get_key_value(id) {
-            Some((_, entry)) if *entry.uid == *uid && entry.status == status => return,
-            Some((key, _)) => Arc::clone(key),
-            None => Arc::new(id.clone()),
-        };
-        inner.entries.insert(Arc::clone(&key), Entry { uid: uid.into(), status });
+        if let Some(entry) = inner.entries.get_mut(id)
+            && *entry.uid == *uid
+            && entry.status == status
+        {
+            entry.version = version.into();
+            return;
+        }
+        let key =
+            inner.entries.get_key_value(id).map_or_else(|| Arc::new(id.clone()), |(key, _)| Arc::clone(key));
+        let entry = Entry { uid: uid.into(), version: version.into(), status };
+        inner.entries.insert(Arc::clone(&key), entry);
         inner.changed.insert(key);
         drop(inner);
         self.changed.notify_one();
@@ -168,10 +205,11 @@ impl Stored {
         self.changed.notify_one();
     }
 
-    /// The object `uid` has taken this status. If another stands there by now, or none, that stays: what a
-    /// watch has told meanwhile is newer.
-    pub(super) fn wrote(&self, id: &ObjectId, uid: &str, status: Option<Fingerprint>) {
+    /// The object `uid` has taken this status and has this version since. If another stands there by now, or
+    /// none, that stays: what a watch has told meanwhile is newer.
+    pub(super) fn wrote(&self, id: &ObjectId, uid: &str, version: &str, status: Option<Fingerprint>) {
         if let Some(entry) = self.inner().entries.get_mut(id).filter(|entry| *entry.uid == *uid) {
+            entry.version = version.into();
             entry.status = status;
         }
     }
@@ -219,6 +257,8 @@ mod tests {
                 "countedSince": "2026-11-24T12:00:00Z",
             }],
             "gateways": {"enforcing": 3, "total": 3},
+            "tightest": {"limit": "month", "used": "12.50", "of": "500.00 USD", "usedPercent": "2.5",
+                "resets": "2026-12-01T00:00+00:00"},
         })
     }
 
@@ -268,6 +308,7 @@ mod tests {
         };
         assert_eq!(differs(set("/limits/0/spent", json!("13.00"))), [false, false, true]);
         assert_eq!(differs(set("/gateways/total", json!(4))), [false, false, true]);
+        assert_eq!(differs(set("/tightest/used", json!("13.00"))), [false, false, true]);
         assert_eq!(differs(set("/conditions/0/message", json!("in force!"))), [false, false, true]);
         assert_eq!(differs(set("/observedGeneration", json!(4))), [false, true, true]);
         assert_eq!(differs(set("/conditions/0/status", json!("False"))), [false, true, true]);
@@ -283,10 +324,12 @@ mod tests {
     #[test]
     fn only_what_is_new_is_told_and_once() {
         let stored = Stored::default();
-        stored.saw(&id(), "1", None);
-        assert_eq!(stored.changes(), [(Arc::new(id()), Some(Entry { uid: "1".into(), status: None }))]);
-        stored.saw(&id(), "1", None);
+        stored.saw(&id(), "1", "10", None);
+        let entry = Entry { uid: "1".into(), version: "10".into(), status: None };
+        assert_eq!(stored.changes(), [(Arc::new(id()), Some(entry))]);
+        stored.saw(&id(), "1", "11", None);
         assert_eq!(stored.changes(), []);
+        assert_eq!(stored.get(&id()).unwrap().version, "11".into());
         stored.gone(&id());
         stored.gone(&id());
         assert_eq!(stored.changes(), [(Arc::new(id()), None)]);
@@ -295,11 +338,11 @@ mod tests {
     #[test]
     fn a_late_answer_says_nothing_about_a_re_created_object() {
         let stored = Stored::default();
-        stored.saw(&id(), "2", None);
-        stored.wrote(&id(), "1", Some(of(&status())));
+        stored.saw(&id(), "2", "20", None);
+        stored.wrote(&id(), "1", "19", Some(of(&status())));
         assert_eq!(stored.get(&id()).unwrap().status, None);
         stored.gone(&id());
-        stored.wrote(&id(), "2", Some(of(&status())));
+        stored.wrote(&id(), "2", "21", Some(of(&status())));
         assert_eq!(stored.get(&id()), None);
     }
 }

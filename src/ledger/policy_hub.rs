@@ -68,10 +68,9 @@ struct Gateway {
     greet: bool,
     holds: BTreeMap<PolicyKey, PolicyVersion>,
     rejected: BTreeMap<PolicyKey, Rejection>,
-    /// Current objects that it does not hold, as of change `seen`; to be looked at again after `recheck`.
+    /// Current objects that it does not hold, but for changes after `seen`.
     lacks: Arc<BTreeMap<PolicyKey, Instead>>,
     seen: u64,
-    recheck: bool,
     acknowledged: Option<(u64, UnixMs)>,
     left: UnixMs,
 }
@@ -135,9 +134,7 @@ impl PolicyHub {
             if hub.objects.contains_key(&key) {
                 let change = hub.next_change(&key);
                 hub.objects.remove(&key);
-                for gateway in hub.gateways.values_mut() {
-                    gateway.recheck |= gateway.lacks.contains_key(&key);
-                }
+                hub.gateways.values_mut().for_each(|gateway| gateway.compare(&key, None));
                 hub.removed.insert(key, change);
             }
         }
@@ -274,7 +271,8 @@ impl PolicyHub {
 
     /// The gateway on `stream` has put deltas into force, up to the one that it names.
     pub(super) fn acknowledge(&self, id: &str, stream: StreamId, ack: PolicyAck, now: UnixMs) {
-        let mut hub = self.hub();
+        let mut guard = self.hub();
+        let hub = &mut *guard;
         let Some(gateway) = hub.gateways.get_mut(id).filter(|gateway| gateway.stream == Some(stream)) else {
             return;
         };
@@ -283,29 +281,31 @@ impl PolicyHub {
         let words = |words: String| words.chars().take(MOST_WORDS).collect();
         let rejected: BTreeMap<PolicyKey, String> =
             ack.rejected.into_iter().map(|(key, reason)| (key, words(reason))).collect();
-        let holds = &mut gateway.holds;
         while gateway.sent.front().is_some_and(|(number, _)| *number <= ack.number) {
             let Some((_, objects)) = gateway.sent.pop_front() else { break };
             for (key, version) in objects {
                 match (version, rejected.get(&key)) {
                     (Some(version), Some(reason)) => {
-                        gateway.rejected.insert(key, Rejection { version, reason: reason.clone() });
+                        let rejection = Rejection { version, reason: reason.clone() };
+                        gateway.rejected.insert(key.clone(), rejection);
                     }
                     (Some(version), None) => {
                         gateway.rejected.remove(&key);
-                        holds.insert(key, version);
+                        gateway.holds.insert(key.clone(), version);
                     }
                     (None, _) => {
                         gateway.rejected.remove(&key);
-                        holds.remove(&key);
+                        gateway.holds.remove(&key);
                     }
                 }
+                // It may be another one by now.
+                let current = hub.objects.get(&key).map(|(_, object)| object.version);
+                gateway.compare(&key, current);
             }
         }
         gateway.acknowledged = Some((ack.number, now));
-        gateway.recheck = true;
         hub.forget_told();
-        drop(hub);
+        drop(guard);
         if was_full {
             self.policy.send_modify(|moved| *moved += 1);
         }
@@ -366,7 +366,7 @@ impl Gateway {
         }
     }
 
-    /// Brings `lacks` up to `change`: looks only at what changed, or was answered, since the last time.
+    /// Brings `lacks` up to `change`, by what changed since it was last looked at.
     fn catch_up(
         &mut self,
         change: u64,
@@ -376,32 +376,27 @@ impl Gateway {
         if self.closed {
             return;
         }
-        let holds = &self.holds;
-        // `None`: it holds that, or there is no such object any more.
-        let instead = |key: &PolicyKey| {
-            let (_, current) = objects.get(key)?;
-            match holds.get(key) {
-                Some(version) if *version == current.version => None,
-                Some(_) => Some(Instead::Before),
-                None => Some(Instead::Nothing),
-            }
-        };
-        if std::mem::take(&mut self.recheck) && !self.lacks.is_empty() {
-            Arc::make_mut(&mut self.lacks)
-                .retain(|key, was| instead(key).inspect(|now| *was = *now).is_some());
-        }
         for key in changes.range(self.seen + 1..).map(|(_, key)| key) {
-            match instead(key) {
-                Some(instead) if self.lacks.get(key) != Some(&instead) => {
-                    Arc::make_mut(&mut self.lacks).insert(key.clone(), instead);
-                }
-                None if self.lacks.contains_key(key) => {
-                    Arc::make_mut(&mut self.lacks).remove(key);
-                }
-                Some(_) | None => {}
-            }
+            self.compare(key, objects.get(key).map(|(_, object)| object.version));
         }
         self.seen = change;
+    }
+
+    /// Notes whether it lacks `key`, which has the version `current`; `None`: there is no such object.
+    fn compare(&mut self, key: &PolicyKey, current: Option<PolicyVersion>) {
+        let instead = match (current, self.holds.get(key)) {
+            (None, _) => None,
+            (Some(current), Some(held)) => (current != *held).then_some(Instead::Before),
+            (Some(_), None) => Some(Instead::Nothing),
+        };
+        // The map may be shared with a report: it is taken apart only for a change.
+        match (instead, self.lacks.get(key).copied()) {
+            (Some(now), before) if before != Some(now) => {
+                Arc::make_mut(&mut self.lacks).insert(key.clone(), now);
+            }
+            (None, Some(_)) => drop(Arc::make_mut(&mut self.lacks).remove(key)),
+            (Some(_) | None, _) => {}
+        }
     }
 }
 

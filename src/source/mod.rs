@@ -4,6 +4,7 @@
 //! the same wherever the objects come from, so a laptop and a cluster behave alike.
 
 pub mod files;
+pub mod lines;
 pub mod manifest;
 mod watch;
 
@@ -110,4 +111,12 @@ pub trait Source {
         into: mpsc::Sender<Batch>,
         settings: tokio::sync::watch::Receiver<Settings>,
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// Every file of `directory` that a directory of manifests is read from, in order.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn files_below(directory: &std::path::Path) -> std::io::Result<Vec<std::path::PathBuf>> {
+    watch::files_below(directory).map(|files| files.into_keys().collect())
 }

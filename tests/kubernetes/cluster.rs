@@ -1,5 +1,7 @@
 //! A real API server with an operator beside it, and what a person does with kubectl.
 
+use ::http as http_types;
+use plimsoll::kubernetes::{Access, Requests};
 use plimsoll_sim::harness::kubernetes::ControlPlane;
 use plimsoll_sim::harness::{self, Process, http, wait_until};
 use serde_json::Value;
@@ -8,12 +10,15 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// One control plane at a time: two cores.
 static TURN: Mutex<()> = Mutex::new(());
 
 pub struct Cluster {
+    /// The admin's.
+    pub client: kube::Client,
+    pub runtime: tokio::runtime::Runtime,
     pub operator: Option<Process>,
     pub plane: ControlPlane,
     pub http: u16,
@@ -45,7 +50,11 @@ impl Cluster {
             dir.path().display()
         );
         std::fs::write(dir.path().join("plimsoll.yaml"), config).unwrap();
-        Self { operator: None, plane, http, grpc, kubeconfig, dir, _turn: turn }
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let access = Access { kubeconfig: Some(plane.kubeconfig().to_owned()), context: None };
+        let client = runtime.block_on(access.client(&Requests::default())).unwrap();
+        Self { client, runtime, operator: None, plane, http, grpc, kubeconfig, dir, _turn: turn }
     }
 
     /// With the operator, ready.
@@ -102,21 +111,18 @@ impl Cluster {
         self.plane.kubectl(&["apply", "--filename", "-"], manifests).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// An object as the API server has it; `None`: there is none.
-    pub fn object(&self, kind: &str, name: &str) -> Option<Value> {
+    /// An object as the API server has it, say `aibudgets`; `None`: there is none. Not by kubectl, which costs
+    /// more than all else here when it is asked again and again.
+    pub fn object(&self, plural: &str, name: &str) -> Option<Value> {
         let (namespace, name) = name.split_once('/').unwrap();
-        let text = self.kubectl(&[
-            "get",
-            kind,
-            name,
-            "--namespace",
-            namespace,
-            "--ignore-not-found",
-            "--output",
-            "json",
-            "--show-managed-fields",
-        ]);
-        serde_json::from_str(&text).ok()
+        let path = format!("/apis/plimsoll.dev/v1alpha1/namespaces/{namespace}/{plural}/{name}");
+        let request = http_types::Request::get(path).body(vec![]).unwrap();
+        let answer = self.runtime.block_on(self.client.request::<Value>(request));
+        match answer {
+            Ok(object) => Some(object),
+            Err(kube::Error::Api(status)) if status.code == 404 => None,
+            Err(error) => panic!("{plural} {name}: {error}"),
+        }
     }
 
     /// Waits until the operator's `/status` says so.

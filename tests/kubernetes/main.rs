@@ -53,7 +53,7 @@ fn what_is_applied_is_enforced_told_back_and_changed_while_it_runs() {
     let gateway = Gateway::start("gw-1", cluster.grpc);
     cluster.apply(OBJECTS);
     cluster.apply(&budget("a", "500"));
-    let object = cluster.until_object("the budget enforced", "aibudget", "finance/a", |object| {
+    let object = cluster.until_object("the budget enforced", "aibudgets", "finance/a", |object| {
         holds(object, "Enforced", "True") && object["status"]["gateways"]["total"] == 1
     });
     assert_eq!(object["status"]["observedGeneration"], 1);
@@ -63,7 +63,7 @@ fn what_is_applied_is_enforced_told_back_and_changed_while_it_runs() {
     // As kstatus reads it, and with it Flux, Argo CD and Helm: no finalizer holds a deletion up.
     cluster.kubectl(&["wait", "--for=condition=Ready", "aibudget/a", "--namespace=finance", "--timeout=10s"]);
     assert_eq!(object["metadata"]["finalizers"], Value::Null);
-    let route = cluster.until_object("the route's status", "modelroute", "finance/assistant", |object| {
+    let route = cluster.until_object("the route's status", "modelroutes", "finance/assistant", |object| {
         holds(object, "ResolvedRefs", "True")
     });
     assert!(holds(&route, "Accepted", "True"), "{route:#}");
@@ -80,7 +80,7 @@ fn what_is_applied_is_enforced_told_back_and_changed_while_it_runs() {
     let status = cluster.until("the new amount", |status| amount(status, "a").as_deref() == Some("600.00"));
     assert_eq!(status["faults"], json!([]));
     cluster.until("the gateway has it", |_| gateway.holds(&key("a")) != before);
-    let object = cluster.until_object("its status", "aibudget", "finance/a", |object| {
+    let object = cluster.until_object("its status", "aibudgets", "finance/a", |object| {
         object["status"]["observedGeneration"] == 2
     });
     assert_eq!(object["status"]["limits"][0]["amount"], "600.00");
@@ -101,7 +101,7 @@ fn a_gitops_manager_keeps_its_fields_and_we_keep_the_status() {
     };
     apply(&budget("a", "500"));
     let enforced = |object: &Value| holds(object, "Enforced", "True");
-    let object = cluster.until_object("the status", "aibudget", "finance/a", enforced);
+    let object = cluster.until_object("the status", "aibudgets", "finance/a", enforced);
     let managers: Vec<(&str, &str, bool)> = object["metadata"]["managedFields"]
         .as_array()
         .unwrap()
@@ -122,7 +122,7 @@ fn a_gitops_manager_keeps_its_fields_and_we_keep_the_status() {
     for _ in 0..3 {
         apply(&budget("a", "500"));
     }
-    let again = cluster.object("aibudget", "finance/a").unwrap();
+    let again = cluster.object("aibudgets", "finance/a").unwrap();
     assert_eq!(again["metadata"]["generation"], 1);
     assert!(enforced(&again), "{again:#}");
     // No conflict with what we own, and a change takes.

@@ -25,13 +25,8 @@ fn route(number: usize) -> ModelRoute {
 }
 
 fn create(cluster: &Cluster) {
-    let access = plimsoll::kubernetes::Access {
-        kubeconfig: Some(cluster.plane.kubeconfig().to_owned()),
-        context: None,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let client = access.client().await.unwrap();
+    let client = cluster.client.clone();
+    cluster.runtime.block_on(async {
         let budgets = Api::<AIBudget>::namespaced(client.clone(), "finance");
         let routes = Api::<ModelRoute>::namespaced(client, "finance");
         let params = &PostParams::default();

@@ -41,9 +41,10 @@ fn secrets_that_may_not_be_read_are_a_condition_of_the_backend_that_needs_one() 
     cluster.kubectl(&["delete", "role", "plimsoll-secrets", "--namespace=plimsoll-system"]);
     cluster.spawn_operator();
     cluster.ready();
-    let backend = cluster.until_object("the condition", "modelbackend", "plimsoll-system/openai", |object| {
-        holds(object, "ResolvedRefs", "False")
-    });
+    let backend =
+        cluster.until_object("the condition", "modelbackends", "plimsoll-system/openai", |object| {
+            holds(object, "ResolvedRefs", "False")
+        });
     let resolved = condition(&backend, "ResolvedRefs").unwrap();
     assert_eq!(resolved["reason"], "SecretForbidden");
     let message = resolved["message"].as_str().unwrap();
@@ -58,7 +59,7 @@ fn secrets_that_may_not_be_read_are_a_condition_of_the_backend_that_needs_one() 
         "{status:#}"
     );
     cluster.plane.kubectl(&["apply", "--filename", "-"], &role).unwrap();
-    cluster.until_object("the key is found", "modelbackend", "plimsoll-system/openai", |object| {
+    cluster.until_object("the key is found", "modelbackends", "plimsoll-system/openai", |object| {
         holds(object, "ResolvedRefs", "True")
     });
     cluster.until("no fault", |status| status["faults"] == serde_json::json!([]));

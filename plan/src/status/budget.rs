@@ -5,7 +5,9 @@ use super::{Draft, Health, conditions, joined, time, was_ready};
 use crate::applied::{Applied, Gateway, Instead, Spent};
 use crate::compile::budget::block_percent;
 use crate::plan::{BudgetPlan, Plan};
-use plimsoll_api::budget::{Action, GatewayCount, LimitStatus, Stage, Trigger, Unpriced, WindowStatus};
+use plimsoll_api::budget::{
+    Action, GatewayCount, LimitStatus, Stage, Tightest, Trigger, Unpriced, WindowStatus,
+};
 use plimsoll_api::{AIBudget, AIBudgetStatus};
 use plimsoll_core::account::{AccountKey, Amount, LimitKey, Unit};
 use plimsoll_core::ids::{ObjectName, UnixMs};
@@ -49,6 +51,8 @@ pub fn budget(
     drafts.push(price_known(name, budget, plan));
     let again = Draft::again("Enforced", old, generation).filter(|_| rollout.is_unheard());
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    // Of equals the first: that is the one that its owner thought of first.
+    let tightest = limits.iter().rev().max_by_key(|standing| standing.tightness);
     let enforcing = if this.limits.is_empty() { 0 } else { count(rollout.holding) };
     let gateways = match (&again, counted) {
         (Some(_), Some(counted)) => counted,
@@ -58,6 +62,7 @@ pub fn budget(
     AIBudgetStatus {
         conditions: conditions(drafts, old, generation, now),
         observed_generation: generation,
+        tightest: tightest.map(|standing| standing.words.clone()),
         limits: limits.into_iter().map(|standing| standing.status).collect(),
         gateways: Some(gateways),
     }
@@ -66,6 +71,9 @@ pub fn budget(
 /// One limit in its current window.
 struct Standing {
     status: LimitStatus,
+    words: Tightest,
+    /// Whether calls are blocked, and the share that is used, in permille.
+    tightness: (bool, i128),
     enforcement: Enforcement,
     /// `limit month: 500.00 of 500.00 USD used`, and when that ends; where calls are blocked.
     blocked: Option<String>,
@@ -90,21 +98,26 @@ fn standing(
     let stages = reached(budget.spec.stages.as_deref().unwrap_or_default(), spent, amount);
     let is_blocked = stages.iter().any(|stage| stage.action == Action::Block);
     let unit = key.unit;
+    let (end, never) = (window.show(bounds.end), bounds.end == UnixMs::NEVER);
+    let words = Tightest {
+        limit: key.limit.clone(),
+        used: unit.show(spent.used()),
+        of: format!("{} {}", unit.show(amount), unit.as_str()),
+        used_percent: percent(spent.used(), amount),
+        resets: if never { "never".to_owned() } else { end.clone() },
+        stage: stages.last().map(|stage| format!("{:?}", stage.action)),
+    };
     let blocked = is_blocked.then(|| {
-        let (used, all, unit_name) = (unit.show(spent.used()), unit.show(amount), unit.as_str());
-        let until = match window.show(bounds.end) {
-            end if end.is_empty() => "it never resets".to_owned(),
-            end => format!("resets {end}"),
-        };
-        format!("limit {}: {used} of {all} {unit_name} used, {until}", key.limit)
+        let until = if never { "it never resets".to_owned() } else { format!("resets {end}") };
+        format!("limit {}: {} of {} used, {until}", words.limit, words.used, words.of)
     });
-    let ends = bounds.end != UnixMs::NEVER;
+    let ends = !never;
     let status = LimitStatus {
         name: key.limit.clone(),
         window: WindowStatus { start: ends.then(|| time(bounds.start)), end: ends.then(|| time(bounds.end)) },
         amount: unit.show(amount),
         spent: unit.show(spent.settled),
-        used_percent: percent(spent.used(), amount),
+        used_percent: words.used_percent.clone(),
         stages,
         unaccounted: (spent.unaccounted != Amount::ZERO).then(|| unit.show(spent.unaccounted)),
         counted_since: spent.counted_since.map(time),
@@ -118,7 +131,16 @@ fn standing(
         let unit_name = unit.as_str();
         format!("limit {}: calls cost {more} {unit_name} more than was reserved for them", key.limit)
     });
-    Some(Standing { status, enforcement, blocked, overspent: spent.settled > amount, overrun })
+    let tightness = (is_blocked, permille(spent.used(), amount));
+    Some(Standing {
+        status,
+        words,
+        tightness,
+        enforcement,
+        blocked,
+        overspent: spent.settled > amount,
+        overrun,
+    })
 }
 
 /// The stages that `spent` has reached, ascending, with the Block at 100 percent that is always there.
@@ -141,11 +163,15 @@ fn reached(stages: &[Stage], spent: Spent, amount: Amount) -> Vec<Stage> {
 
 /// With one decimal, rounded down, so that 100.0 means all of it.
 fn percent(used: Amount, amount: Amount) -> String {
-    let permille = match amount.0 {
+    let permille = permille(used, amount);
+    format!("{}.{}", permille / 10, (permille % 10).abs())
+}
+
+fn permille(used: Amount, amount: Amount) -> i128 {
+    match amount.0 {
         0 => 1000,
         amount => i128::from(used.0) * 1000 / i128::from(amount),
-    };
-    format!("{}.{}", permille / 10, (permille % 10).abs())
+    }
 }
 
 fn within(limits: &[Standing]) -> Draft {

@@ -3,6 +3,7 @@
 use super::rollout::{Rollout, both, envoy, policy};
 use super::{Draft, Health, conditions, joined, was_ready};
 use crate::applied::Applied;
+use crate::compile::route::model;
 use crate::plan::{BackendPlan, Plan, Problem, RoutePlan};
 use plimsoll_api::shared::Condition;
 use plimsoll_api::{ModelBackend, ModelBackendStatus, ModelRoute, ModelRouteStatus};
@@ -28,7 +29,11 @@ pub fn route(
     let mut drafts = references(problems, unresolved, waiting);
     drafts.push(programmed(plan.policy.contains_key(&key), &rollout, old, generation));
     drafts.splice(0..0, health(problems, unresolved, waiting, false, &rollout, old, generation).drafts());
-    ModelRouteStatus { conditions: conditions(drafts, old, generation, now), observed_generation: generation }
+    ModelRouteStatus {
+        conditions: conditions(drafts, old, generation, now),
+        observed_generation: generation,
+        model: Some(model(route).to_owned()),
+    }
 }
 
 /// How `backend` stands; `old` is the status that it had.

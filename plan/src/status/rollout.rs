@@ -80,7 +80,7 @@ impl Lag {
             Self::LedgerDown(..) => {
                 let minutes = GIVEN_UP_AFTER_MS / 60_000;
                 return format!(
-                    ". See whether it runs and reaches the operator; gone for good, it stops to count after {minutes} min."
+                    ". See whether it runs and reaches the operator; gone for good, it counts no more after {minutes} min."
                 );
             }
             Self::Expected | Self::Told(_) | Self::EnvoyTold(_) => return String::new(),
