@@ -120,13 +120,17 @@ impl Changes {
         let (served, last) =
             (self.clients.served(feature) - before, self.clients.refused(&change.limit()).last);
         let last = self.gateways.iter().filter_map(|(url, name)| {
-            let after = last.get(url.as_str())?.saturating_duration_since(begun);
+            // The last one may have come before: that gateway refused none meanwhile.
+            let after = last.get(url.as_str())?.checked_duration_since(begun)?;
             Some(format!("{} ms ({name})", after.as_millis()))
         });
+        let refused = match last.collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => "no call any more".to_owned(),
+            last => format!("its last call after {last}"),
+        };
         self.tell(format!(
-            "{NAMESPACE}/{budget}: limit {limit} refused its last call after {}; kubectl took {} ms; {served} calls of \
+            "{NAMESPACE}/{budget}: limit {limit} refused {refused}; kubectl took {} ms; {served} calls of \
              {feature} served in {} s",
-            last.collect::<Vec<_>>().join(", "),
             took.as_millis(),
             AFTER.as_secs()
         ));

@@ -164,11 +164,16 @@ impl ControlPlane {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let spawn = |error| HarnessError::Spawn { program: "kubectl".into(), error };
         let mut child = command.spawn().map_err(spawn)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // It may not want to read: then its own words count. It reads all before it writes.
-            let _broken = stdin.write_all(input.as_bytes());
-        }
-        let output = child.wait_with_output().map_err(spawn)?;
+        let stdin = child.stdin.take();
+        let output = std::thread::scope(|threads| {
+            // Beside the reading: it answers to the first objects before it has read the last.
+            threads.spawn(move || {
+                // It may not want to read: then its own words count.
+                let _broken = stdin.map(|mut stdin| stdin.write_all(input.as_bytes()));
+            });
+            child.wait_with_output()
+        });
+        let output = output.map_err(spawn)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -338,6 +343,14 @@ mod tests {
             command.output().unwrap()
         };
         assert!(can(&plane, "configmaps").status.success());
+        // More than pipes hold, both ways.
+        let config_map = |n: usize| {
+            let name = format!("{n:03}-{}", "n".repeat(200));
+            format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: finance}}\n")
+        };
+        let many: String = (0..400).map(config_map).collect();
+        let said = plane.kubectl(&["create", "--dry-run=client", "-f", "-"], &many).unwrap();
+        assert_eq!((said.lines().count(), said.len() > 65_536), (400, true));
 
         let url = plane.url();
         plane.kill_api_server();
