@@ -198,8 +198,9 @@ fn log(format: LogFormat) {
             Err(why) => (None, Some(why)),
         },
     };
-    // What kube logs of an answer that it can't read is that answer, a Secret's too; its errors reach us.
-    let quiet = ["kube_client=error", "kube_runtime=error"].map(str::parse);
+    // What kube logs of an answer that it can't read is that answer, a Secret's too. Its errors reach us, and
+    // are told once.
+    let quiet = ["kube_client=off", "kube_runtime=off"].map(str::parse);
     let filter = filter.unwrap_or_else(|| EnvFilter::new("info"));
     let filter = quiet.into_iter().flatten().fold(filter, EnvFilter::add_directive);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

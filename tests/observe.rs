@@ -64,14 +64,27 @@ struct Got {
     body: Vec<u8>,
 }
 
+/// Sent again where the connection was reset: a server that answers and closes before it has read the whole body
+/// may take its answer with it, whoever stands between.
 fn send(port: u16, head: &str, body: &[u8]) -> Got {
+    let mut last = None;
+    for _ in 0..3 {
+        match exchange(port, head, body) {
+            Ok(got) => return got,
+            Err(error) => last = Some(error),
+        }
+    }
+    panic!("{last:?}")
+}
+
+fn exchange(port: u16, head: &str, body: &[u8]) -> std::io::Result<Got> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let head = head.replace('\n', "\r\n");
     write!(stream, "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len()).unwrap();
-    stream.write_all(body).unwrap();
+    stream.write_all(body)?;
     let mut all = Vec::new();
-    stream.read_to_end(&mut all).unwrap();
+    stream.read_to_end(&mut all)?;
     let split = all.windows(4).position(|at| at == b"\r\n\r\n").expect("an answer has a head");
     let head = String::from_utf8(all[..split].to_vec()).unwrap();
     let mut lines = head.split("\r\n").map(str::to_owned);
@@ -80,7 +93,7 @@ fn send(port: u16, head: &str, body: &[u8]) -> Got {
         lines.filter(|line| !["date:", "x-request-id:"].iter().any(|name| line.starts_with(name))).collect();
     headers.sort_unstable();
     let body = unchunked(&headers, &all[split + 4..]);
-    Got { status, headers, body: without_ids(&body) }
+    Ok(Got { status, headers, body: without_ids(&body) })
 }
 
 /// The body's bytes whatever the chunks were: TCP cuts as it likes.

@@ -65,8 +65,7 @@ impl Cluster {
         stack.use_api_server(&plane.service_account("plimsoll-system", "plimsoll")?);
         stack.start_operator()?;
         stack.start_gateways()?;
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let access = Access { kubeconfig: Some(plane.kubeconfig().to_owned()), context: None };
         let client: Client = runtime.block_on(access.client(&Requests::default()))?;
         let budgets = Api::namespaced(client, "finance");
@@ -111,9 +110,8 @@ impl Cluster {
         self.stack.start_operator()?;
         self.stack.wait_status("all policy held", |status| {
             let gateways = status["gateways"].as_object().filter(|all| all.len() == 2).ok_or("not both")?;
-            let holds = |gateway: &Value| {
-                gateway["ledger"] == true && gateway["policy"] == gateway["policyTotal"]
-            };
+            let holds =
+                |gateway: &Value| gateway["ledger"] == true && gateway["policy"] == gateway["policyTotal"];
             if gateways.values().all(holds) { enforced(status) } else { Err(format!("{gateways:?}")) }
         })?;
         Ok((began.elapsed().as_secs_f64() * 10.0).round() / 10.0)
@@ -157,8 +155,13 @@ impl Cluster {
         for gateway in self.stack.gateways() {
             let started = Instant::now();
             loop {
-                let page =
-                    http::request(("127.0.0.1", gateway.port), "POST", "/v1/chat/completions", &headers, body)?;
+                let page = http::request(
+                    ("127.0.0.1", gateway.port),
+                    "POST",
+                    "/v1/chat/completions",
+                    &headers,
+                    body,
+                )?;
                 if page.status == status {
                     break;
                 }

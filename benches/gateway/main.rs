@@ -60,7 +60,8 @@ fn main() -> anyhow::Result<()> {
     for budgets in [1, 100, 2_000, 10_000] {
         let apply::Applied { p50_ms, p99_ms, cpu_ms, rss_mib } = cluster.measure(budgets)?;
         println!("{budgets:<10} {p50_ms:>9.1} {p99_ms:>9.1} {cpu_ms:>14.1} {rss_mib:>9}");
-        let figures = json!({"p50": p50_ms, "p99": p99_ms, "operator_cpu": cpu_ms, "operator_rss_mib": rss_mib});
+        let figures =
+            json!({"p50": p50_ms, "p99": p99_ms, "operator_cpu": cpu_ms, "operator_rss_mib": rss_mib});
         applied.insert(budgets.to_string(), figures);
     }
     summary.insert("apply_to_enforced_ms".into(), applied.into());

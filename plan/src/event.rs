@@ -5,6 +5,7 @@
 
 use plimsoll_api::AIBudgetStatus;
 use plimsoll_api::budget::{Action, LimitStatus};
+use plimsoll_api::shared::Condition;
 
 /// Something to tell about a budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,24 +34,47 @@ pub enum EventKind {
 #[must_use]
 pub fn events(old: Option<&AIBudgetStatus>, new: &AIBudgetStatus) -> Vec<Event> {
     let before = |name: &str| old.and_then(|old| old.limits.iter().find(|limit| limit.name == name));
-    new.limits.iter().flat_map(|limit| of_limit(before(&limit.name), limit)).collect()
+    // Under the installation's mode as under the budget's own word: nothing is blocked.
+    let observes = |condition: &Condition| condition.type_ == "Enforced" && condition.reason == "Observing";
+    let effect = match new.conditions.iter().any(observes) {
+        true => Effect::WouldBlock,
+        false => Effect::Blocks,
+    };
+    new.limits.iter().flat_map(|limit| of_limit(before(&limit.name), limit, effect)).collect()
 }
 
-fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus) -> Vec<Event> {
+/// What a Block stage does.
+#[derive(Clone, Copy)]
+enum Effect {
+    Blocks,
+    /// The budget observes.
+    WouldBlock,
+}
+
+fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus, effect: Effect) -> Vec<Event> {
     let name = &new.name;
     let same_window = old.filter(|old| old.window == new.window);
     let fresh = new.stages.iter().filter(|stage| same_window.is_none_or(|old| !old.stages.contains(stage)));
     let mut events: Vec<Event> = fresh
         .map(|stage| {
             let percent = stage.percent;
-            match stage.action {
-                Action::Notify => Event {
+            match (stage.action, effect) {
+                (Action::Notify, _) => Event {
                     kind: EventKind::Warning,
                     reason: "StageReached",
                     action: format!("Notify/{name}/{percent}"),
                     message: format!("limit {name}: {percent} percent of {} used", new.amount),
                 },
-                Action::Block => Event {
+                (Action::Block, Effect::WouldBlock) => Event {
+                    kind: EventKind::Warning,
+                    reason: "StageReached",
+                    action: format!("Block/{name}/{percent}"),
+                    message: format!(
+                        "limit {name}: {percent} percent of {} used; calls would be blocked, and pass (Observe)",
+                        new.amount
+                    ),
+                },
+                (Action::Block, Effect::Blocks) => Event {
                     kind: EventKind::Warning,
                     reason: "Blocked",
                     action: format!("Block/{name}/{percent}"),
@@ -65,7 +89,10 @@ fn of_limit(old: Option<&LimitStatus>, new: &LimitStatus) -> Vec<Event> {
     let blocked = |limit: &LimitStatus| limit.stages.iter().any(|stage| stage.action == Action::Block);
     if old.is_some_and(blocked) && !blocked(new) {
         let why = if same_window.is_some() { "there is room again" } else { "a new window began" };
-        let message = format!("limit {name}: no longer blocked, {why}");
+        let message = match effect {
+            Effect::Blocks => format!("limit {name}: no longer blocked, {why}"),
+            Effect::WouldBlock => format!("limit {name}: calls would no longer be blocked, {why}"),
+        };
         let action = format!("Unblock/{name}");
         events.push(Event { kind: EventKind::Normal, reason: "Recovered", action, message });
     }

@@ -165,6 +165,17 @@ fn a_stage_is_told_once_a_window_and_the_end_of_a_block_too() {
 }
 
 #[test]
+fn a_budget_that_observes_tells_what_it_would_block_and_blocks_nothing() {
+    let mut scene = Scene::new();
+    let mut settings = scene.planner.world().settings.clone();
+    settings.mode = plimsoll_core::policy::Enforcement::Observe;
+    scene.planner.set(settings);
+    scene.planner.replan(scene.now);
+    scene.spend(500, false);
+    assert_eq!(scene.look(), ["StageReached", "StageReached"]);
+}
+
+#[test]
 fn a_ledger_that_grants_nothing_is_named() {
     let mut scene = Scene::new();
     let message = "gateway gw-9 has not declared itself; start it, or retire it".to_owned();

@@ -39,6 +39,15 @@ impl Gateway {
         Self { seen, _runtime: runtime }
     }
 
+    /// How many policy objects it holds: budgets, and the installation, a window, a backend and a route.
+    pub fn count(&self) -> usize {
+        self.seen.lock().unwrap().held.len()
+    }
+
+    pub fn received(&self) -> usize {
+        self.seen.lock().unwrap().received
+    }
+
     pub fn holds(&self, key: &PolicyKey) -> Option<PolicyVersion> {
         self.seen.lock().unwrap().held.get(key).copied()
     }

@@ -117,7 +117,8 @@ fn a_gitops_manager_keeps_its_fields_and_we_keep_the_status() {
     assert!(managers.contains(&("plimsoll-status", "status", false)), "{managers:?}");
 
     // The same again, as GitOps tools do every few minutes: nothing anywhere.
-    let received = gateway.seen.lock().unwrap().received;
+    cluster.until("all held", |_| gateway.count() == 1 + 4);
+    let received = gateway.received();
     let published = cluster.metric("plimsoll_operator_policy_published_total");
     for _ in 0..3 {
         apply(&budget("a", "500"));
@@ -128,8 +129,8 @@ fn a_gitops_manager_keeps_its_fields_and_we_keep_the_status() {
     // No conflict with what we own, and a change takes.
     apply(&budget("a", "700"));
     cluster.until("the new amount", |status| amount(status, "a").as_deref() == Some("700.00"));
-    cluster.until("the gateway has it", |_| gateway.seen.lock().unwrap().received > received);
-    assert_eq!(gateway.seen.lock().unwrap().received, received + 1);
+    cluster.until("the gateway has it", |_| gateway.received() > received);
+    assert_eq!(gateway.received(), received + 1);
     assert_eq!(cluster.metric("plimsoll_operator_policy_published_total"), published + 1);
 }
 
@@ -139,9 +140,9 @@ fn kubectl_applied_twice_is_no_news_and_a_deleted_budget_that_returns_is_in_forc
     let gateway = Gateway::start("gw-1", cluster.grpc);
     cluster.apply(OBJECTS);
     cluster.apply(&(budget("a", "500") + &budget("b", "5")));
-    cluster.until("both budgets held", |_| gateway.holds(&key("a")).and(gateway.holds(&key("b"))).is_some());
+    cluster.until("all held", |_| gateway.count() == 2 + 4);
     let version = gateway.holds(&key("a"));
-    let received = gateway.seen.lock().unwrap().received;
+    let received = gateway.received();
     let said = cluster.apply(&(budget("a", "500") + &budget("b", "5")));
     assert_eq!(said.matches("unchanged").count(), 2, "{said}");
     // Labels and annotations make no other budget.
@@ -153,7 +154,7 @@ fn kubectl_applied_twice_is_no_news_and_a_deleted_budget_that_returns_is_in_forc
     cluster.apply(&budget("a", "500"));
     cluster.until("a is back", |_| gateway.holds(&key("a")).is_some());
     assert_eq!(gateway.holds(&key("a")), version, "it is the same policy");
-    let received = gateway.seen.lock().unwrap().received - received;
+    let received = gateway.received() - received;
     assert!(received <= 2, "{received} objects were sent for two that came back");
 }
 

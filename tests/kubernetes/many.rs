@@ -71,7 +71,7 @@ fn ten_thousand_budgets_and_a_thousand_routes_start_and_restart_without_a_storm(
         let memory = cluster.operator.as_ref().unwrap().rss_kib().unwrap_or_default();
         println!("{start} to all acknowledged in {:.1?}, {} MiB resident", began.elapsed(), memory >> 10);
     }
-    let received = |gateway: &Gateway| gateway.seen.lock().unwrap().received;
+    let received = Gateway::received;
     let before = gateways.each_ref().map(received);
     // The API server comes back: lists may be made anew, and say nothing new.
     cluster.plane.kill_api_server();

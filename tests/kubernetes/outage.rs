@@ -18,8 +18,9 @@ fn an_api_server_that_is_away_is_named_changes_nothing_and_is_caught_up_with() {
     let gateway = Gateway::start("gw-1", cluster.grpc);
     cluster.apply(OBJECTS);
     cluster.apply(&(budget("a", "500") + &budget("b", "5")));
-    cluster.until("both budgets held", |_| gateway.holds(&key("a")).and(gateway.holds(&key("b"))).is_some());
-    let (received, version) = (gateway.seen.lock().unwrap().received, gateway.holds(&key("a")));
+    cluster.until("all held", |_| gateway.count() == 2 + 4);
+    let received = gateway.received();
+    let version = gateway.holds(&key("a"));
 
     cluster.plane.kill_api_server();
     let status = cluster.until("the fault", away);
@@ -45,10 +46,8 @@ fn what_happened_while_a_watch_had_expired_is_caught_up_with() {
     let gateway = Gateway::start("gw-1", cluster.grpc);
     cluster.apply(OBJECTS);
     cluster.apply(&(budget("kept", "500") + &budget("changed", "5") + &budget("deleted", "7")));
-    cluster.until("all held", |_| {
-        ["kept", "changed", "deleted"].iter().all(|name| gateway.holds(&key(name)).is_some())
-    });
-    let received = gateway.seen.lock().unwrap().received;
+    cluster.until("all held", |_| gateway.count() == 3 + 4);
+    let received = gateway.received();
     let version = gateway.holds(&key("kept"));
 
     // While the operator hears nothing, the API server loses its memory: it can't resume what it knew.
