@@ -50,12 +50,13 @@ fn what_happened_while_a_watch_had_expired_is_caught_up_with() {
     let received = gateway.received();
     let version = gateway.holds(&key("kept"));
 
-    // While the operator hears nothing, the API server loses its memory: it can't resume what it knew.
+    // While the operator hears nothing, API server and etcd lose their memory: nothing can be resumed.
     cluster.operator.as_ref().unwrap().pause();
     cluster.apply(&budget("changed", "6"));
     cluster.kubectl(&["delete", "aibudget", "deleted", "--namespace=finance"]);
     cluster.apply(&budget("new", "8"));
     cluster.plane.kill_api_server();
+    cluster.plane.compact().unwrap();
     cluster.plane.start_api_server().unwrap();
     cluster.operator.as_ref().unwrap().resume();
 

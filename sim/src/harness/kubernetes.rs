@@ -242,6 +242,25 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// etcd forgets its history: no watch can be resumed from before now.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or refuses.
+    pub fn compact(&self) -> Result<(), HarnessError> {
+        let address = self.etcd_url.trim_start_matches("http://");
+        let ask = |path: &str, body: serde_json::Value| {
+            let headers = [("content-type", "application/json")];
+            let page = http::request(address, "POST", path, &headers, body.to_string().as_bytes())
+                .map_err(at(Path::new(&self.etcd_url)))?;
+            match serde_json::from_str::<serde_json::Value>(&page.body) {
+                Ok(answer) if page.status == 200 => Ok(answer),
+                _ => Err(HarnessError::Failed { command: format!("etcd {path}"), said: page.body }),
+            }
+        };
+        let now = ask("/v3/kv/range", json!({"key": "Lw=="}))?;
+        ask("/v3/kv/compaction", json!({"revision": now["header"]["revision"], "physical": true})).map(drop)
+    }
+
     /// JSON, which is YAML.
     fn write_kubeconfig(&self, path: &Path, user: &serde_json::Value) -> Result<(), HarnessError> {
         let config = json!({
