@@ -42,7 +42,7 @@ pub(super) fn missing_rule(status: &Status) -> Option<Rule> {
 }
 
 /// A refusal as the rest of a sentence: what is missing and whom to grant it, or the API server's own words.
-pub(super) fn denied(status: &Status) -> String {
+fn denied(status: &Status) -> String {
     missing_rule(status).map_or_else(|| status.message.clone(), |rule| rule.to_string())
 }
 
@@ -54,17 +54,29 @@ pub(super) fn may_pass(status: &Status) -> bool {
 /// What `error` means for everything that is asked of the API server, as the rest of a sentence.
 pub(super) fn words(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) if status.code == 401 => {
-            "the API server does not know who this is (401); check the kubeconfig's credentials".to_owned()
-        }
-        kube::Error::Api(status) if status.is_forbidden() => denied(status),
-        kube::Error::Api(status) => format!("the API server answers {}: {}", status.code, status.message),
-        error => format!("the API server can't be reached: {}", root(error)),
+        kube::Error::Api(status) => answer(status),
+        error => unreachable(error),
     }
 }
 
+/// What an answer of the API server means that is not the one asked for.
+pub(super) fn answer(status: &Status) -> String {
+    match status {
+        status if status.code == 401 => {
+            "the API server does not know who this is (401); check the kubeconfig's credentials".to_owned()
+        }
+        status if status.is_forbidden() => denied(status),
+        status => format!("the API server answers {}: {}", status.code, status.message),
+    }
+}
+
+/// What it means that there is no answer.
+pub(super) fn unreachable(error: &dyn std::error::Error) -> String {
+    format!("the API server can't be reached: {}", root(error))
+}
+
 /// The innermost cause: the layers above it say only where it passed.
-pub(super) fn root(error: &dyn std::error::Error) -> String {
+fn root(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

@@ -1,7 +1,7 @@
 //! What happens to budgets, as Kubernetes Events: `kubectl describe aib` shows them.
 //!
 //! kube's recorder folds what happens again within six minutes into one Event. It keeps each that it sent
-//! for so long, so the rate bounds what it takes: 1,825 Events, about five megabytes.
+//! for so long, so the rate bounds how many it keeps: 1,825.
 
 use super::access;
 use super::faults::Faults;

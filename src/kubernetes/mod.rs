@@ -72,3 +72,11 @@ impl Access {
         Ok(client.with_layer(&requests.layer()).build())
     }
 }
+
+/// Resolves then; `None`: never.
+async fn at(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -4,6 +4,7 @@
 //! resumes, lists anew where it must, and backs off; it never ends.
 
 use super::access;
+use super::at;
 use super::catalogue::{Catalogue, Failure, LONGEST_PAUSE, Seen, Told, Version, Watch};
 use super::stored::{Fingerprint, Reported, Stored};
 use crate::source::{Batch, Change, Source};
@@ -118,13 +119,6 @@ impl Source for Kubernetes {
                 return Ok(());
             }
         }
-    }
-}
-
-async fn at(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -314,14 +308,11 @@ fn failure(error: &watcher::Error, plural: &str) -> Failure {
         _ => None,
     };
     match status {
-        Some(status) if status.code == 401 => Failure::Denied(
-            "the API server does not know who this is (401); check the kubeconfig's credentials".to_owned(),
-        ),
-        Some(status) if status.code == 403 => Failure::Denied(access::denied(status)),
+        Some(status) if matches!(status.code, 401 | 403) => Failure::Denied(access::answer(status)),
         Some(status) if status.code == 404 => Failure::Denied(format!(
             "the API server has no {plural}; install it: plimsoll crds | kubectl apply --server-side -f -"
         )),
-        Some(status) => Failure::Away(format!("the API server answers {}: {}", status.code, status.message)),
-        None => Failure::Away(format!("the API server can't be reached: {}", access::root(error))),
+        Some(status) => Failure::Away(access::answer(status)),
+        None => Failure::Away(access::unreachable(error)),
     }
 }

@@ -5,6 +5,7 @@
 //! else is. Nothing is lost: what could not be written still differs from what is stored, and waits.
 
 use super::access;
+use super::at;
 use super::events::{self, Teller};
 use super::faults::Faults;
 use super::metrics::{Metrics, Requests, Why};
@@ -351,7 +352,7 @@ impl Task {
         match outcome {
             Ok(Taken { version, status }) => {
                 self.metrics.writes.inc();
-                self.accepted(&kind.clone());
+                self.accepted(kind);
                 self.stored.wrote(&job.id, &job.uid, &version, status);
                 self.queue.written(job, status, now.into_std());
             }
@@ -463,13 +464,6 @@ fn id<K: Kind>(name: &ObjectName) -> Arc<ObjectId> {
     let ObjectName { namespace, name } = name;
     let kind = K::kind(&()).into_owned();
     Arc::new(ObjectId { kind, namespace: namespace.clone(), name: name.clone() })
-}
-
-async fn at(wake: Option<Instant>) {
-    match wake {
-        Some(wake) => tokio::time::sleep_until(wake).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Writes one status; what the API server has of it then.

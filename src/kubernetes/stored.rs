@@ -2,7 +2,7 @@
 //!
 //! Watches and answers to writes tell it ([`Stored::saw`], [`Stored::wrote`], [`Stored::gone`]); the writer
 //! of statuses asks it what changed, so that it writes only what differs. No status is kept, only its
-//! [`Fingerprint`]: 12,000 objects take five megabytes.
+//! [`Fingerprint`]: 12,000 objects took 2 to 5 MB.
 
 use plimsoll_api::budget::{GatewayCount, LimitStatus, Stage, Tightest, WindowStatus};
 use plimsoll_api::shared::{Condition, Time};
