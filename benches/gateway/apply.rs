@@ -56,13 +56,10 @@ impl Cluster {
     /// Starts all with what is in `objects`.
     pub fn start(root: &Path, mut stack: Stack, dir: &Path, objects: &str) -> anyhow::Result<Self> {
         let plane = ControlPlane::start(dir)?;
-        let file = |name: &str| root.join(name).display().to_string();
-        plane.kubectl(&["apply", "--server-side", "--filename", &file("crds")], "")?;
-        plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
-        plane.kubectl(&["apply", "--filename", &file("examples/install/rbac.yaml")], "")?;
+        let operator = plane.install(root)?;
         plane.kubectl(&["create", "namespace", "finance"], "")?;
         plane.kubectl(&["apply", "--filename", "-"], objects)?;
-        stack.use_api_server(&plane.service_account("plimsoll-system", "plimsoll")?);
+        stack.use_api_server(&operator);
         stack.start_operator()?;
         stack.start_gateways()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

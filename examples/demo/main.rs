@@ -28,6 +28,7 @@ use plimsoll_sim::price::Prices;
 use plimsoll_sim::provider::{self, Provider, Running};
 use plimsoll_sim::replay::{Pace, Plan, Progress, Report, Stop, replay};
 use plimsoll_sim::trace::{self, Fill};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +63,9 @@ struct Flags {
     /// Gateways.
     #[arg(long, default_value_t = 2)]
     gateways: usize,
+    /// Where everything is kept; what an earlier demo left there is removed. Default: target/demo.
+    #[arg(long)]
+    dir: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -92,7 +96,8 @@ async fn run(flags: &Flags) -> anyhow::Result<Option<bool>> {
 async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<bool>> {
     let started = Instant::now();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = fresh_dir(root)?;
+    let dir = flags.dir.clone().unwrap_or_else(|| root.join("target/demo"));
+    let _mine = fresh_dir(&dir)?;
     let step = |what: &str| println!("{:>6.1} s  {what}", started.elapsed().as_secs_f32());
 
     let provider = start_provider(root, &dir)?;
@@ -227,14 +232,28 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path).display().to_string()
 }
 
-/// `target/demo`, emptied.
-fn fresh_dir(root: &Path) -> anyhow::Result<PathBuf> {
-    let dir = root.join("target/demo");
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).with_context(|| format!("{} can't be emptied", dir.display()))?;
+/// Empties `dir`, unless another demo runs in it or it is none of ours. While the file is open it is taken.
+fn fresh_dir(dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
+    let path = dir.join("demo.lock");
+    let is_ours = path.exists() || std::fs::read_dir(dir)?.next().is_none();
+    if !is_ours {
+        bail!("{} holds something else; give --dir another directory", dir.display());
     }
-    std::fs::create_dir_all(&dir).with_context(|| format!("{} can't be made", dir.display()))?;
-    Ok(dir)
+    let lock = File::create(&path).with_context(|| format!("{} can't be made", path.display()))?;
+    if lock.try_lock().is_err() {
+        bail!("another demo runs in {}; stop it, or give --dir another directory", dir.display());
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?.path();
+        let removed = match entry.is_dir() {
+            true => std::fs::remove_dir_all(&entry),
+            false if entry == path => Ok(()),
+            false => std::fs::remove_file(&entry),
+        };
+        removed.with_context(|| format!("{} can't be removed", entry.display()))?;
+    }
+    Ok(lock)
 }
 
 fn start_provider(root: &Path, dir: &Path) -> anyhow::Result<Running> {

@@ -102,6 +102,36 @@ fn an_exhausted_budget_stays_ready() {
 }
 
 #[test]
+fn what_the_ledger_refused_stays_blocked_over_a_restart_until_there_is_more() {
+    let mut scene = Scene::new();
+    scene.spend(499, true);
+    assert_eq!(scene.look(), ["StageReached", "StageReached"]);
+    assert!(
+        scene.message("WithinBudget").contains("4.99 of 5.00 USD used, and the rest is too little"),
+        "{}",
+        scene.message("WithinBudget")
+    );
+    // A new incarnation has refused nothing yet.
+    scene.spend(499, false);
+    assert!(scene.look().is_empty());
+    assert_eq!(scene.condition("WithinBudget"), "False BudgetExceeded");
+
+    let mut raised =
+        Scene { planner: scene.planner, applied: scene.applied, status: scene.status, ..Scene::new() };
+    raised.planner.put(budget(2, 6));
+    raised.planner.replan(NOW);
+    assert_eq!(raised.look(), ["Recovered"]);
+    assert_eq!(raised.condition("WithinBudget"), "True WithinBudget");
+
+    raised.spend(599, true);
+    raised.look();
+    raised.now = NOW.plus(DAY);
+    raised.spend(1, false);
+    raised.look();
+    assert_eq!(raised.condition("WithinBudget"), "True WithinBudget");
+}
+
+#[test]
 fn a_new_gateway_flips_enforced_alone_and_a_new_generation_waits_for_all() {
     let mut scene = Scene::new();
     scene.look();

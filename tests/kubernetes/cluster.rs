@@ -35,14 +35,7 @@ impl Cluster {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let plane = ControlPlane::start(dir.path()).unwrap();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let crds = root.join("crds");
-        plane.kubectl(&["apply", "--server-side", "--filename", crds.to_str().unwrap()], "").unwrap();
-        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
-        plane.kubectl(&wait, "").unwrap();
-        let rbac = root.join("examples/install/rbac.yaml");
-        plane.kubectl(&["apply", "--filename", rbac.to_str().unwrap()], "").unwrap();
-        let kubeconfig = plane.service_account("plimsoll-system", "plimsoll").unwrap();
+        let kubeconfig = plane.install(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
         let [http, grpc] = std::array::from_fn(|_| harness::free_port().unwrap());
         let config = format!(
             "ledger: {{sqlite: {{path: {}/ledger.db}}}}\nplainText: true\n\

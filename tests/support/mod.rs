@@ -7,6 +7,7 @@ use plimsoll_core::account::{AccountKey, Amount, LimitKey, Unit};
 use plimsoll_core::judge::{Amounts, judge};
 use plimsoll_core::protocol::{Outcome, UsageRow};
 use plimsoll_sim::bill::{self, Bill, Line};
+use plimsoll_sim::harness::kubernetes::ControlPlane;
 use plimsoll_sim::harness::stack::{Settings, Stack};
 use plimsoll_sim::harness::{build, wait_until};
 use plimsoll_sim::price::Prices;
@@ -27,6 +28,8 @@ pub struct Loop {
     pub stack: Stack,
     pub provider: Running,
     pub runtime: tokio::runtime::Runtime,
+    /// Where the operator's objects are, unless they are files.
+    pub plane: Option<ControlPlane>,
     _turn: MutexGuard<'static, ()>,
     _dir: TempDir,
 }
@@ -77,8 +80,17 @@ pub fn budget(name: &str, amount: &str, period: &str) -> String {
 }
 
 impl Loop {
-    /// Starts everything and waits until every gateway enforces every budget.
+    /// Starts everything on files, and waits until every gateway enforces every budget.
     pub fn start(gateways: usize, budgets: &str, config: &str) -> Self {
+        Self::start_on(false, gateways, budgets, config)
+    }
+
+    /// The same with a real API server, to which all is applied by kubectl.
+    pub fn start_in_cluster(gateways: usize, budgets: &str, config: &str) -> Self {
+        Self::start_on(true, gateways, budgets, config)
+    }
+
+    fn start_on(cluster: bool, gateways: usize, budgets: &str, config: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let mut prices = Prices::default();
@@ -92,7 +104,8 @@ impl Loop {
         };
         let bill = Bill::open(Some(&dir.path().join("bill.jsonl"))).unwrap();
         let provider = Provider::new(settings, bill).start().unwrap();
-        let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("filter/envoy.yaml");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let template = root.join("filter/envoy.yaml");
         let mut stack = Stack::new(&Settings {
             dir: dir.path(),
             built: build().unwrap(),
@@ -102,7 +115,17 @@ impl Loop {
             config: &format!("anonymous: {{action: Allow, namespace: finance}}\n{config}"),
         })
         .unwrap();
-        stack.write("all.yaml", &(backend(&provider.base_url()) + budgets)).unwrap();
+        let objects = backend(&provider.base_url()) + budgets;
+        let plane = cluster.then(|| {
+            let plane = ControlPlane::start(dir.path()).unwrap();
+            stack.use_api_server(&plane.install(root).unwrap());
+            plane.kubectl(&["create", "namespace", "finance"], "").unwrap();
+            plane.kubectl(&["apply", "--filename", "-"], &objects).unwrap();
+            plane
+        });
+        if plane.is_none() {
+            stack.write("all.yaml", &objects).unwrap();
+        }
         stack.start_operator().unwrap();
         stack.start_gateways().unwrap();
         let this = Self {
@@ -113,6 +136,7 @@ impl Loop {
                 .enable_all()
                 .build()
                 .unwrap(),
+            plane,
             _turn: turn,
             _dir: dir,
         };
@@ -164,7 +188,7 @@ impl Loop {
 
     /// Waits until the ledger has heard everything, stops it all, and reads the books.
     pub fn close(self) -> Books {
-        let Self { stack, provider, runtime, _turn, _dir } = self;
+        let Self { stack, provider, runtime, plane: _plane, _turn, _dir } = self;
         let ledger = stack.ledger();
         let metric = |page: &str, name: &str| -> u64 {
             let lines = page.lines().filter(|line| line.starts_with(name));

@@ -2,7 +2,7 @@
 
 use super::rollout::{Lag, Rollout, Word, policy};
 use super::{Draft, Health, conditions, joined, time, was_ready};
-use crate::applied::{Applied, Gateway, Instead, Spent};
+use crate::applied::{Applied, Gateway, Instead};
 use crate::compile::budget::block_percent;
 use crate::plan::{BudgetPlan, Plan};
 use plimsoll_api::budget::{
@@ -32,6 +32,7 @@ pub fn budget(
     let rollout = Rollout::of(applied, |gateway| word(&key, this, gateway));
     let generation = budget.metadata.generation;
     let counted = old.and_then(|old| old.gateways);
+    let old_limits = old.map_or(&[][..], |old| &old.limits);
     let old = old.map_or(&[][..], |old| &old.conditions);
 
     let health = match this.problems.first() {
@@ -44,7 +45,7 @@ pub fn budget(
     let limits: Vec<Standing> = this
         .limits
         .iter()
-        .filter_map(|(key, window)| standing(key, window, budget, plan, applied, now))
+        .filter_map(|(key, window)| standing(key, window, budget, old_limits, plan, applied, now))
         .collect();
     let mut drafts: Vec<Draft> = health.drafts().into();
     drafts.push(within(&limits));
@@ -87,41 +88,46 @@ fn standing(
     key: &LimitKey,
     window: &WindowSpec,
     budget: &AIBudget,
+    old: &[LimitStatus],
     plan: &Plan,
     applied: &Applied,
     now: UnixMs,
 ) -> Option<Standing> {
-    let Terms { amount, block_at: _, enforcement } = *plan.limits.get(key)?;
+    let Terms { amount, block_at, enforcement } = *plan.limits.get(key)?;
     let bounds = window.bounds(now);
     let account = AccountKey { limit: key.clone(), start: bounds.start, key: String::new() };
     let spent = applied.spend.get(&account).copied().unwrap_or_default();
-    let stages = reached(budget.spec.stages.as_deref().unwrap_or_default(), spent, amount);
-    let is_blocked = stages.iter().any(|stage| stage.action == Action::Block);
     let unit = key.unit;
     let (end, never) = (window.show(bounds.end), bounds.end == UnixMs::NEVER);
-    let words = Tightest {
-        limit: key.limit.clone(),
-        used: unit.show(spent.used()),
-        of: format!("{} {}", unit.show(amount), unit.as_str()),
-        used_percent: percent(spent.used(), amount),
-        resets: if never { "never".to_owned() } else { end.clone() },
-        stage: stages.last().map(|stage| format!("{:?}", stage.action)),
-    };
-    let blocked = is_blocked.then(|| {
-        let until = if never { "it never resets".to_owned() } else { format!("resets {end}") };
-        format!("limit {}: {} of {} used, {until}", words.limit, words.used, words.of)
-    });
     let ends = !never;
-    let status = LimitStatus {
+    let mut status = LimitStatus {
         name: key.limit.clone(),
         window: WindowStatus { start: ends.then(|| time(bounds.start)), end: ends.then(|| time(bounds.end)) },
         amount: unit.show(amount),
         spent: unit.show(spent.settled),
-        used_percent: words.used_percent.clone(),
-        stages,
+        used_percent: percent(spent.used(), amount),
+        stages: vec![],
         unaccounted: (spent.unaccounted != Amount::ZERO).then(|| unit.show(spent.unaccounted)),
         counted_since: spent.counted_since.map(time),
     };
+    let declared = budget.spec.stages.as_deref().unwrap_or_default();
+    let exhausted = spent.exhausted || still_exhausted(old, &status, block_percent(declared));
+    status.stages = reached(declared, spent.used(), exhausted, amount);
+    let is_blocked = status.stages.iter().any(|stage| stage.action == Action::Block);
+    let words = Tightest {
+        limit: key.limit.clone(),
+        used: unit.show(spent.used()),
+        of: format!("{} {}", unit.show(amount), unit.as_str()),
+        used_percent: status.used_percent.clone(),
+        resets: if never { "never".to_owned() } else { end.clone() },
+        stage: status.stages.last().map(|stage| format!("{:?}", stage.action)),
+    };
+    let blocked = is_blocked.then(|| {
+        let until = if never { "it never resets".to_owned() } else { format!("resets {end}") };
+        let rest =
+            if spent.used() < block_at { ", and the rest is too little for calls that came" } else { "" };
+        format!("limit {}: {} of {} used{rest}, {until}", words.limit, words.used, words.of)
+    });
     let overrun = (spent.overrun > Amount::ZERO).then(|| {
         // To the last digit: a single call's is often below a cent.
         let more = match unit {
@@ -143,18 +149,31 @@ fn standing(
     })
 }
 
-/// The stages that `spent` has reached, ascending, with the Block at 100 percent that is always there.
-fn reached(stages: &[Stage], spent: Spent, amount: Amount) -> Vec<Stage> {
+/// Whether the ledger's *exhausted* that an operator of before was told of holds still. It is not stored: it
+/// ends with the ledger's incarnation, and is said again when such a call comes. But it would be withdrawn only
+/// if the amount rose or unaccounted money came back: what is settled stays settled while the window lasts.
+fn still_exhausted(old: &[LimitStatus], now: &LimitStatus, block: u32) -> bool {
+    let same = |old: &&LimitStatus| {
+        let LimitStatus { name, window, amount, unaccounted, .. } = old;
+        (name, window, amount, unaccounted) == (&now.name, &now.window, &now.amount, &now.unaccounted)
+    };
+    let blocks = |stage: &Stage| stage.action == Action::Block && stage.percent == block;
+    old.iter().find(same).is_some_and(|old| old.stages.iter().any(blocks))
+}
+
+/// The stages that an account with so much `used` has reached, ascending, with the Block at 100 percent that is
+/// always there. `exhausted`: the ledger refuses.
+fn reached(stages: &[Stage], used: Amount, exhausted: bool, amount: Amount) -> Vec<Stage> {
     let block = block_percent(stages);
     let always = Stage { trigger: Trigger::Used, percent: 100, action: Action::Block };
     let mut all: Vec<Stage> = stages.to_vec();
     if !all.contains(&always) {
         all.push(always);
     }
-    let used = i128::from(spent.used().0) * 100;
+    let used = i128::from(used.0) * 100;
     all.retain(|stage| {
         // The last calls may not fit although less is used: the ledger's no is what blocks.
-        let refused = spent.exhausted && stage.action == Action::Block && stage.percent == block;
+        let refused = exhausted && stage.action == Action::Block && stage.percent == block;
         refused || used >= i128::from(amount.0) * i128::from(stage.percent)
     });
     all.sort_by_key(|stage| (stage.percent, stage.action == Action::Block));

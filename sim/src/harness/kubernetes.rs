@@ -145,6 +145,19 @@ impl ControlPlane {
         Ok(path)
     }
 
+    /// Installs what `root`, the repository, ships for clusters: our definitions, and the operator's account
+    /// and rights. Returns a kubeconfig with which the operator is that account.
+    ///
+    /// # Errors
+    /// When kubectl fails.
+    pub fn install(&self, root: &Path) -> Result<PathBuf, HarnessError> {
+        let file = |name: &str| root.join(name).display().to_string();
+        self.kubectl(&["apply", "--server-side", "--filename", &file("crds")], "")?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
+        self.kubectl(&["apply", "--filename", &file("examples/install/rbac.yaml")], "")?;
+        self.service_account("plimsoll-system", "plimsoll")
+    }
+
     /// kubectl as the admin, with nothing read from or written to the user's home.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
