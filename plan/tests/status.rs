@@ -105,7 +105,7 @@ fn an_exhausted_budget_stays_ready() {
 fn what_the_ledger_refused_stays_blocked_over_a_restart_until_there_is_more() {
     let mut scene = Scene::new();
     scene.spend(499, true);
-    assert_eq!(scene.look(), ["StageReached", "StageReached"]);
+    assert_eq!(scene.look(), ["StageReached", "Blocked"]);
     assert!(
         scene.message("WithinBudget").contains("4.99 of 5.00 USD used, and the rest is too little"),
         "{}",

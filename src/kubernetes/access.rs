@@ -55,9 +55,15 @@ pub(super) fn may_pass(status: &Status) -> bool {
 pub(super) fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => answer(status),
-        error => unreachable(error),
+        // The parser's words may quote what it read, and that may be a Secret.
+        kube::Error::SerdeError(_) => NOT_UNDERSTOOD.to_owned(),
+        error => format!("the API server can't be reached: {}", root(error)),
     }
 }
+
+/// What it means that an answer makes no sense.
+pub(super) const NOT_UNDERSTOOD: &str =
+    "the API server's answer is not understood; is it a Kubernetes API server, and none too new?";
 
 /// What an answer of the API server means that is not the one asked for.
 pub(super) fn answer(status: &Status) -> String {
@@ -68,11 +74,6 @@ pub(super) fn answer(status: &Status) -> String {
         status if status.is_forbidden() => denied(status),
         status => format!("the API server answers {}: {}", status.code, status.message),
     }
-}
-
-/// What it means that there is no answer.
-pub(super) fn unreachable(error: &dyn std::error::Error) -> String {
-    format!("the API server can't be reached: {}", root(error))
 }
 
 /// The innermost cause: the layers above it say only where it passed.

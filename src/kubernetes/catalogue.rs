@@ -166,8 +166,9 @@ impl Catalogue {
             }
             Told::Gone(id) => changes.extend(state.forget(&id)),
             Told::Listed => {
+                // An end without a beginning names nothing, and would take everything away.
+                let Some(listed) = state.listing.take() else { return changes };
                 state.listed = true;
-                let listed = state.listing.take().unwrap_or_default();
                 let known = state.known.keys().chain(state.unreadable.keys());
                 let gone: BTreeSet<ObjectId> = known.filter(|id| !listed.contains(*id)).cloned().collect();
                 changes.extend(gone.iter().filter_map(|id| state.forget(id)));

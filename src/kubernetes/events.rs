@@ -4,6 +4,7 @@
 //! for so long, so the rate bounds how many it keeps: 1,825.
 
 use super::access;
+use super::at;
 use super::faults::Faults;
 use super::metrics::Metrics;
 use super::stored::Stored;
@@ -12,13 +13,14 @@ use kube::Client;
 use kube::runtime::events::{Event as Note, EventType, Recorder, Reporter};
 use plimsoll_api::{API_VERSION, ObjectId};
 use plimsoll_plan::{Event, EventKind};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Events that may wait.
+/// Events that may wait, and as many that are parked.
 const ROOM: usize = 1000;
 
 /// How many may be sent at once, and then one in each interval.
@@ -28,11 +30,14 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// How long one may take.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// The pause after a refusal: somebody must act first.
+/// How long a namespace rests in which Events may not be written: somebody must act first.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
 
 /// The first and the longest pause while the API server is away.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// How often one is sent that the API server answers with an error which may pass: others wait behind it.
+const MOST_ANSWERS: u32 = 5;
 
 /// The most bytes of a message that the API server takes.
 const MOST_BYTES: usize = 1024;
@@ -41,6 +46,12 @@ const MOST_BYTES: usize = 1024;
 pub(super) struct Told {
     note: Note,
     about: ObjectReference,
+}
+
+impl Told {
+    fn namespace(&self) -> &str {
+        self.about.namespace.as_deref().unwrap_or_default()
+    }
 }
 
 /// Takes Events and never waits.
@@ -99,32 +110,99 @@ fn note(event: &Event) -> Note {
     }
 }
 
-/// Sends what is told, in order, until nobody tells any more.
+/// Sends what is told until nobody tells any more: in order, but for what is parked.
 pub(super) async fn run(client: Client, mut told: mpsc::Receiver<Told>, faults: Faults, metrics: Metrics) {
     let recorder = Recorder::new(client, Reporter::from("plimsoll.dev/operator"));
-    let mut rate = Rate::default();
-    while let Some(told) = told.recv().await {
-        sleep_until(rate.next(Instant::now())).await;
-        let mut pause = Duration::ZERO;
+    let mut sender = Sender { recorder, rate: Rate::default(), parked: BTreeMap::new(), faults, metrics };
+    loop {
+        let due = sender.parked.values().map(|parked| parked.until).min();
+        tokio::select! {
+            told = told.recv() => match told {
+                Some(told) => sender.take(told).await,
+                None => return,
+            },
+            () = at(due) => sender.try_parked().await,
+        }
+    }
+}
+
+struct Sender {
+    recorder: Recorder,
+    rate: Rate,
+    /// By namespace: Events that may not be written there.
+    parked: BTreeMap<String, Parked>,
+    faults: Faults,
+    metrics: Metrics,
+}
+
+struct Parked {
+    told: VecDeque<Told>,
+    /// When it is tried again.
+    until: Instant,
+}
+
+/// It may not be written: the rule that is missing.
+struct Denied(String);
+
+impl Sender {
+    async fn take(&mut self, told: Told) {
+        let room = ROOM > self.parked.values().map(|parked| parked.told.len()).sum();
+        match self.parked.get_mut(told.namespace()) {
+            Some(parked) if room => parked.told.push_back(told),
+            Some(_) => {
+                self.metrics.events_dropped.inc();
+            }
+            None => self.send_all(VecDeque::from([told])).await,
+        }
+    }
+
+    /// Tries those again whose time has come.
+    async fn try_parked(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Parked> =
+            self.parked.extract_if(.., |_, parked| parked.until <= now).map(|(_, parked)| parked).collect();
+        for Parked { told, .. } in due {
+            self.send_all(told).await;
+        }
+        if self.parked.is_empty() {
+            self.faults.set("events", None);
+        }
+    }
+
+    /// Sends Events of one namespace, and parks them all when they may not be written there: others go on.
+    async fn send_all(&mut self, mut told: VecDeque<Told>) {
+        while let Some(first) = told.front() {
+            sleep_until(self.rate.next(Instant::now())).await;
+            if let Err(Denied(rule)) = self.send(first).await {
+                self.faults.set("events", Some(format!("Events can't be written: {rule}")));
+                let namespace = first.namespace().to_owned();
+                self.parked.insert(namespace, Parked { told, until: Instant::now() + REFUSED_FOR });
+                return;
+            }
+            told.pop_front();
+        }
+    }
+
+    /// Sends `told`, as often as it takes to reach the API server. Dropped if that can't take it.
+    async fn send(&self, told: &Told) -> Result<(), Denied> {
+        let (mut pause, mut answers) = (Duration::ZERO, 0);
         loop {
-            let sent = timeout(WITHIN, recorder.publish(&told.note, &told.about)).await;
+            let sent = timeout(WITHIN, self.recorder.publish(&told.note, &told.about)).await;
             match sent {
                 Ok(Ok(())) => {
-                    metrics.events.inc();
-                    faults.set("events", None);
-                    break;
+                    self.metrics.events.inc();
+                    return Ok(());
                 }
                 Ok(Err(kube::Error::Api(status))) => {
                     if let Some(rule) = access::missing_rule(&status) {
-                        faults.set("events", Some(format!("Events can't be written: {rule}")));
-                        sleep(REFUSED_FOR).await;
-                        continue;
+                        return Err(Denied(rule.to_string()));
                     }
-                    if !access::may_pass(&status) {
+                    answers += 1;
+                    if !access::may_pass(&status) || answers == MOST_ANSWERS {
                         // The namespace ends, or somebody deleted the Event that this is a repetition of.
                         tracing::debug!(object = ?told.about.name, error = status.message, "an Event is lost");
-                        metrics.events_dropped.inc();
-                        break;
+                        self.metrics.events_dropped.inc();
+                        return Ok(());
                     }
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "Events wait"),

@@ -28,8 +28,9 @@ use std::time::Duration;
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long an answer may be silent. Longer than a watch, which the server ends after 290 s.
-const READ_WITHIN: Duration = Duration::from_secs(310);
+/// How long a connection may be silent while an answer is read: API servers send a bookmark on each watch once a
+/// minute, so two of them are missing then, and the network has lost it without a word.
+const READ_WITHIN: Duration = Duration::from_secs(130);
 
 /// Which API server, and as whom.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,9 @@ impl Access {
         config.connect_timeout = Some(CONNECT_WITHIN);
         config.read_timeout = Some(READ_WITHIN);
         config.reset_reader_on_write = true;
+        // It would try 15 times within each request, for minutes and in silence. Who asks here has pauses of
+        // its own, and says what is wrong.
+        config.default_retry = false;
         let agent = concat!("plimsoll/", env!("CARGO_PKG_VERSION"));
         config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
         let client = ClientBuilder::try_from(config).context("no client can be made from the kubeconfig")?;

@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const TURN: u64 = 5;
 
+/// How long an object rests whose status was refused, and how often that doubles.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
+const MOST_DOUBLINGS: u32 = 3;
+
 /// What an object's status should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -43,7 +47,8 @@ pub(super) struct Job {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Write this. The queue expects [`Queue::written`], [`Queue::failed`], [`Queue::late`] or [`Queue::gone`].
+    /// Write this. The queue expects [`Queue::written`], [`Queue::failed`],
+    /// [`Queue::refused`], [`Queue::late`] or [`Queue::gone`].
     Write(Job),
     /// Nothing before this instant, unless something changes.
     Wait(Instant),
@@ -72,6 +77,8 @@ struct Object {
     waits: Option<(Instant, u64)>,
     /// Whether the last write was for an older version.
     late: bool,
+    /// How often in a row its status was refused.
+    refusals: u32,
     place: Place,
 }
 
@@ -106,6 +113,9 @@ impl Object {
     }
 }
 
+/// Statuses of a kind: all, or those in one namespace.
+pub(super) type Bar = (String, Option<String>);
+
 /// All statuses, and which of them wait.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -114,8 +124,8 @@ pub(super) struct Queue {
     ready: [BTreeMap<u64, Arc<ObjectId>>; 3],
     resting: BTreeMap<(Instant, u64), Arc<ObjectId>>,
     flying: usize,
-    /// Kinds that can't be written before.
-    barred: HashMap<String, Instant>,
+    /// Where nothing can be written before.
+    barred: HashMap<Bar, Instant>,
     /// When the last writes were given out.
     given: VecDeque<Instant>,
     writes: u64,
@@ -158,7 +168,7 @@ impl Queue {
                 return resting.map_or(Next::Nothing, |((until, _), _)| Next::Wait(*until));
             };
             let id = Arc::clone(&self.ready[class as usize][&turn]);
-            if let Some(until) = self.barred.get(&id.kind).copied() {
+            if let Some(until) = self.barred(&id) {
                 self.rest(&id, until, now);
                 continue;
             }
@@ -177,6 +187,7 @@ impl Queue {
         self.land(&job.id, now, |object, sent| {
             object.waits = None;
             object.late = false;
+            object.refusals = 0;
             let Some(stored) = object.stored.as_mut().filter(|stored| stored.uid == job.uid) else { return };
             stored.status = status;
             let other = status.filter(|status| *status != sent);
@@ -192,6 +203,15 @@ impl Queue {
             if let Some((_, place)) = &mut object.waits {
                 *place = turn;
             }
+        });
+    }
+
+    /// What [`Self::next`] gave out is refused, and would be again: somebody must act first. It rests for
+    /// [`REFUSED_FOR`], twice as long each time.
+    pub(super) fn refused(&mut self, job: &Job, now: Instant) {
+        self.land(&job.id, now, |object, _| {
+            object.rests = Some(now + REFUSED_FOR * 2_u32.pow(object.refusals));
+            object.refusals = (object.refusals + 1).min(MOST_DOUBLINGS);
         });
     }
 
@@ -217,9 +237,9 @@ impl Queue {
         });
     }
 
-    /// Nothing of `kind` can be written before `until`.
-    pub(super) fn bar(&mut self, kind: &str, until: Instant) {
-        self.barred.insert(kind.to_owned(), until);
+    /// Nothing there can be written before `until`.
+    pub(super) fn bar(&mut self, bar: Bar, until: Instant) {
+        self.barred.insert(bar, until);
     }
 
     /// Only stage changes are written from now on.
@@ -300,6 +320,14 @@ impl Queue {
             Place::Ready(class, turn) => drop(self.ready[class as usize].remove(&turn)),
             Place::Resting(until, turn) => drop(self.resting.remove(&(until, turn))),
         }
+    }
+
+    fn barred(&self, id: &ObjectId) -> Option<Instant> {
+        if self.barred.is_empty() {
+            return None;
+        }
+        let bars = [None, Some(id.namespace.clone())];
+        bars.into_iter().filter_map(|namespace| self.barred.get(&(id.kind.clone(), namespace))).max().copied()
     }
 
     fn rest(&mut self, id: &Arc<ObjectId>, until: Instant, now: Instant) {
@@ -521,7 +549,7 @@ mod tests {
         for number in [3, 2] {
             want(&mut queue, number, status(0, 0, 1), now);
         }
-        queue.bar("ModelRoute", now + seconds(30));
+        queue.bar(("ModelRoute".to_owned(), None), now + seconds(30));
         assert_eq!(drain(&mut queue, status(0, 0, 1), now), ["2"]);
         assert!(queue.has("ModelRoute") && !queue.has("AIBudget"));
         assert_eq!(queue.next(now), Next::Wait(now + seconds(30)));
@@ -719,7 +747,7 @@ mod tests {
                     }
                     Step::Bar => {
                         model.barred = Some(now + seconds(30));
-                        queue.bar("ModelRoute", now + seconds(30));
+                        queue.bar(("ModelRoute".to_owned(), None), now + seconds(30));
                     }
                     Step::Pass(millis) => now += Duration::from_millis(millis),
                     Step::Written => {

@@ -81,11 +81,11 @@ impl Source for Kubernetes {
                 changed = settings.changed() => if changed.is_err() { return Ok(()) },
                 () = at(wake) => {}
                 Some((watch, told)) = watches.streams.next() => {
-                    batch.extend(catalogue.hear(&watch, told, Instant::now()));
+                    batch.extend(watches.heard(catalogue.hear(&watch, told, Instant::now())));
                     while batch.len() < MOST
                         && let Some(Some((watch, told))) = watches.streams.next().now_or_never()
                     {
-                        batch.extend(catalogue.hear(&watch, told, Instant::now()));
+                        batch.extend(watches.heard(catalogue.hear(&watch, told, Instant::now())));
                     }
                 }
             }
@@ -109,11 +109,6 @@ impl Source for Kubernetes {
                 }
                 std::mem::take(&mut batch)
             };
-            for change in &next {
-                if let Change::Gone(id) = change {
-                    watches.stored.gone(id);
-                }
-            }
             reported = faults;
             if into.send(next).await.is_err() {
                 return Ok(());
@@ -138,6 +133,17 @@ struct Watches {
 impl Watches {
     fn of(Kubernetes { client, stored }: Kubernetes) -> Self {
         Self { client, stored, streams: SelectAll::new(), secrets: BTreeMap::new() }
+    }
+
+    /// Lets go of what is gone. Before the next word of a watch is asked for: that may be of an object which has
+    /// the name by now.
+    fn heard(&self, changes: Vec<Change>) -> Vec<Change> {
+        for change in &changes {
+            if let Change::Gone(id) = change {
+                self.stored.gone(id);
+            }
+        }
+        changes
     }
 
     fn begin(&mut self, watch: Watch) {
@@ -225,10 +231,13 @@ impl Watches {
                     namespace: metadata.namespace.clone().unwrap_or_default(),
                     name: metadata.name.clone().unwrap_or_default(),
                 };
+                // Its status tells of what is in force, and is written all the same.
+                let version = version(&metadata);
+                stored.saw_unreadable(&id, &version.uid, &version.content);
                 let why = format!(
                     "can't be read: {error}; write it anew. What it was before, if anything, stays in force"
                 );
-                Seen { id, version: version(&metadata), object: Err(why) }
+                Seen { id, version, object: Err(why) }
             }
         })
     }
@@ -300,19 +309,22 @@ fn version(metadata: &ObjectMeta) -> Version {
 
 /// Why a watch on `plural` fails, and what to do.
 fn failure(error: &watcher::Error, plural: &str) -> Failure {
+    use watcher::Error;
     let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(&**status),
-        _ => None,
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status))
+        | Error::WatchFailed(kube::Error::Api(status))
+        | Error::WatchError(status) => status,
+        Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
+            return Failure::Away(access::words(error));
+        }
+        Error::NoResourceVersion => return Failure::Away(access::NOT_UNDERSTOOD.to_owned()),
     };
-    match status {
-        Some(status) if matches!(status.code, 401 | 403) => Failure::Denied(access::answer(status)),
-        Some(status) if status.code == 404 => Failure::Denied(format!(
+    match status.code {
+        401 | 403 => Failure::Denied(access::answer(status)),
+        404 => Failure::Denied(format!(
             "the API server has no {plural}; install it: plimsoll crds | kubectl apply --server-side -f -"
         )),
-        Some(status) => Failure::Away(access::answer(status)),
-        None => Failure::Away(access::unreachable(error)),
+        _ => Failure::Away(access::answer(status)),
     }
 }

@@ -23,7 +23,7 @@ use plimsoll_plan::Event;
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +40,8 @@ const FLIGHTS: usize = 8;
 /// How long one may take.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a kind rests whose statuses are refused: somebody must act first.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// How long statuses rest that may not be written: somebody must act first.
+const DENIED_FOR: Duration = Duration::from_secs(30);
 
 /// The first and the longest pause while no write gets through.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -239,6 +239,17 @@ struct Away {
     until: Instant,
 }
 
+/// Statuses of one kind that are refused.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Namespaces in which no status may be written.
+    namespaces: BTreeSet<String>,
+    /// Objects whose status is no good.
+    objects: BTreeSet<Arc<ObjectId>>,
+    /// How many of these since one was taken: if nothing but refusals comes, it is the kind.
+    in_a_row: usize,
+}
+
 struct Task {
     client: Client,
     stored: Arc<Stored>,
@@ -246,8 +257,8 @@ struct Task {
     /// What the queue was told.
     report: Arc<Report>,
     away: Option<Away>,
-    /// Kinds whose statuses are refused, and until when they rest.
-    refused: BTreeMap<String, Instant>,
+    /// By kind, what is refused there.
+    refused: BTreeMap<String, Refusals>,
     measured: Option<Instant>,
     faults: Faults,
     metrics: Metrics,
@@ -352,15 +363,25 @@ impl Task {
         match outcome {
             Ok(Taken { version, status }) => {
                 self.metrics.writes.inc();
-                self.accepted(kind);
+                self.accepted(&job.id);
                 self.stored.wrote(&job.id, &job.uid, &version, status);
                 self.queue.written(job, status, now.into_std());
             }
-            Err(Failure::Gone) => self.queue.gone(job, now.into_std()),
+            Err(Failure::Gone) => {
+                self.forgive(kind, |refusals| {
+                    refusals.objects.remove(&job.id);
+                });
+                self.queue.gone(job, now.into_std());
+            }
             // Watches will have told in a moment what stands there now.
             Err(Failure::Conflict) => self.queue.late(job, now.into_std()),
             Err(Failure::Denied(rule)) => {
-                self.refuse(job, format!("statuses of {kind}s can't be written: {rule}"), now);
+                self.refuse(kind, format!("statuses of {kind}s can't be written: {rule}"), |refusals| {
+                    refusals.namespaces.insert(job.id.namespace.clone());
+                });
+                self.queue.failed(job, now.into_std());
+                let here = (kind.clone(), Some(job.id.namespace.clone()));
+                self.queue.bar(here, (now + DENIED_FOR).into_std());
             }
             Err(Failure::Refused(words)) => {
                 let message = format!(
@@ -368,7 +389,14 @@ impl Task {
                      plimsoll crds | kubectl apply --server-side -f -",
                     job.id
                 );
-                self.refuse(job, message, now);
+                self.refuse(kind, message, |refusals| {
+                    refusals.objects.insert(Arc::clone(&job.id));
+                    refusals.in_a_row += 1;
+                });
+                self.queue.refused(job, now.into_std());
+                if self.refused.get(kind).is_some_and(|refusals| refusals.in_a_row % FLIGHTS == 0) {
+                    self.queue.bar((kind.clone(), None), (now + DENIED_FOR).into_std());
+                }
             }
             Err(Failure::Away(why)) => {
                 self.queue.failed(job, now.into_std());
@@ -377,18 +405,28 @@ impl Task {
         }
     }
 
-    fn refuse(&mut self, job: &Job, message: String, now: Instant) {
-        let (kind, until) = (&job.id.kind, now + REFUSED_FOR);
+    /// Notes what is refused; the first of a kind is told.
+    fn refuse(&mut self, kind: &str, message: String, note: impl FnOnce(&mut Refusals)) {
         if !self.refused.contains_key(kind) {
             self.faults.set(kind, Some(message));
         }
-        self.refused.insert(kind.clone(), until);
-        self.queue.failed(job, now.into_std());
-        self.queue.bar(kind, until.into_std());
+        note(self.refused.entry(kind.to_owned()).or_default());
     }
 
-    fn accepted(&mut self, kind: &str) {
-        if self.refused.remove(kind).is_some() {
+    fn accepted(&mut self, id: &ObjectId) {
+        self.forgive(&id.kind, |refusals| {
+            refusals.in_a_row = 0;
+            refusals.namespaces.remove(&id.namespace);
+            refusals.objects.remove(id);
+        });
+    }
+
+    /// What of a kind was refused and is not any more.
+    fn forgive(&mut self, kind: &str, forgive: impl FnOnce(&mut Refusals)) {
+        let Some(refusals) = self.refused.get_mut(kind) else { return };
+        forgive(refusals);
+        if refusals.namespaces.is_empty() && refusals.objects.is_empty() {
+            self.refused.remove(kind);
             self.faults.set(kind, None);
         }
     }
@@ -455,7 +493,7 @@ impl Task {
         // Nobody is left for whom it matters.
         let over: Vec<String> = self.refused.keys().filter(|kind| !self.queue.has(kind)).cloned().collect();
         for kind in over {
-            self.accepted(&kind);
+            self.forgive(&kind, |refusals| *refusals = Refusals::default());
         }
     }
 }

@@ -196,6 +196,12 @@ impl Stored {
         self.changed.notify_one();
     }
 
+    /// The API server has `id` in this version, which can't be read, and with it its status.
+    pub(super) fn saw_unreadable(&self, id: &ObjectId, uid: &str, version: &str) {
+        let status = self.get(id).filter(|entry| *entry.uid == *uid).and_then(|entry| entry.status);
+        self.saw(id, uid, version, status);
+    }
+
     /// The API server has no `id` any more.
     pub fn gone(&self, id: &ObjectId) {
         let mut inner = self.inner();
