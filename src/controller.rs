@@ -24,7 +24,7 @@ use memory::Memory;
 use plimsoll_api::ObjectId;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
-use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, events, status};
+use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, World, events, status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -199,7 +199,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 impl<K: Sink> Controller<K> {
     fn new(mut parts: Parts<K>) -> Self {
-        let mut planner = Planner::new(plimsoll_plan::World::new(parts.config.1.settings()));
+        let mut planner = Planner::new(World::new(parts.config.1.settings()));
         planner.remember(std::mem::take(&mut parts.memory.1));
         Self {
             parts,
@@ -368,14 +368,18 @@ impl<K: Sink> Controller<K> {
         for cluster in plan.clusters.values().chain(self.lingering.values().map(|(cluster, _)| cluster)) {
             snapshot.insert(ResourceKey::cluster(&cluster.name), &cluster::cluster(cluster, ca_file), b"");
             let Some(reference) = &cluster.inject_key else { continue };
-            let keys = self.planner.world().secrets.get(&reference.secret);
-            if let Some(key) = keys.and_then(|keys| keys.get(&reference.key)) {
-                let name = secret::name(reference);
-                snapshot.insert(
-                    ResourceKey::secret(&name),
-                    &secret::secret(&name, key.expose()),
-                    &self.parts.salt,
-                );
+            let World { secrets, secrets_denied, .. } = self.planner.world();
+            let name = secret::name(reference);
+            let resource = ResourceKey::secret(&name);
+            match secrets.get(&reference.secret) {
+                Some(keys) => {
+                    if let Some(key) = keys.get(&reference.key) {
+                        let content = secret::secret(&name, key.expose());
+                        snapshot.insert(resource, &content, &self.parts.salt);
+                    }
+                }
+                None if secrets_denied.contains_key(&reference.secret.namespace) => snapshot.leave(resource),
+                None => {}
             }
         }
         self.snapshot = snapshot.clone();

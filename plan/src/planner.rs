@@ -294,10 +294,13 @@ impl Planner {
             self.hold(key, None::<&()>, delta);
             return self.set_clusters(name, vec![], delta);
         };
-        let unresolved: Vec<_> = backend::key(object, &self.world).into_iter().collect();
+        let (unresolved, in_force) = match backend::key(object, &self.world) {
+            backend::Key::Known => (vec![], true),
+            backend::Key::Unknown(problem) => (vec![problem], true),
+            backend::Key::Missing(problem) => (vec![problem], false),
+        };
         match backend::compile(object, namespaces, settings) {
             Ok((body, clusters)) => {
-                let in_force = unresolved.is_empty();
                 let mut plan = BackendPlan { unresolved, ..BackendPlan::default() };
                 plan.models = body.models.iter().map(|model| model.name.clone()).collect();
                 plan.unpriced = body

@@ -190,3 +190,28 @@ fn nothing_remembered_changes_nothing() {
     assert_eq!(planner.plan(), &before(objects()));
     assert_eq!(BTreeMap::from_iter(planner.untold().map(|name| (name, ()))), BTreeMap::new());
 }
+
+#[test]
+fn a_key_that_may_not_be_read_takes_no_backend_away_and_one_that_is_gone_does() {
+    let objects = || {
+        support::objects(
+            "apiVersion: plimsoll.dev/v1alpha1\nkind: ModelBackend\n\
+             metadata: {name: openai, namespace: plimsoll-system, generation: 1}\n\
+             spec:\n  provider: {api: OpenAI, baseURL: \"https://api.openai.com/v1\", \
+             apiKeySecretRef: {name: openai, key: k}}\n  models: [{name: m, contextTokens: 1000, maxOutputTokens: 100}]\n",
+        )
+    };
+    let key = PolicyKey::Backend(name("openai"));
+    let mut planner = support::planner(Settings::default(), objects());
+    planner.deny_secrets("plimsoll-system", Some("grant list on secrets".to_owned()));
+    planner.replan(NOW);
+    let plan = planner.plan();
+    assert!(plan.policy.contains_key(&key) && plan.clusters.len() == 2);
+    assert_eq!(plan.backends[&name("openai")].unresolved[0].reason, "SecretForbidden");
+
+    planner.deny_secrets("plimsoll-system", None);
+    planner.replan(NOW);
+    let plan = planner.plan();
+    assert!(!plan.policy.contains_key(&key) && plan.clusters.is_empty());
+    assert_eq!(plan.backends[&name("openai")].unresolved[0].reason, "SecretNotFound");
+}

@@ -1,6 +1,6 @@
 //! What was applied, gathered from those who know: policy stream, xDS streams, ledger.
 
-use crate::gateway::{Discovery, Envoy, Held, ResourceKey, Snapshot, Version, secret};
+use crate::gateway::{Discovery, Envoy, Held, ResourceKey, Snapshot, Want, secret};
 use crate::ledger::{GatewayState, LedgerHandle, LedgerState};
 use crate::report;
 use k8s_openapi::jiff::Timestamp;
@@ -61,16 +61,16 @@ fn merged(
     gateways
 }
 
-/// What an Envoy should have of one cluster; without a version it can't be had yet.
+/// What an Envoy should have of one cluster.
 struct Wanted<'a> {
     cluster: &'a str,
-    parts: Vec<(Part, ResourceKey, Option<&'a Version>)>,
+    parts: Vec<(Part, ResourceKey, Want<'a>)>,
 }
 
 fn wanted<'a>(plan: &'a Plan, snapshot: &'a Snapshot) -> Vec<Wanted<'a>> {
     let part = |part: Part, key: ResourceKey| {
-        let version = snapshot.version(&key);
-        (part, key, version)
+        let want = snapshot.want(&key);
+        (part, key, want)
     };
     let cluster = |EnvoyCluster { name, inject_key, .. }: &'a EnvoyCluster| {
         let key = inject_key.as_ref().map(|key| part(Part::Key, ResourceKey::secret(&secret::name(key))));
@@ -82,9 +82,15 @@ fn wanted<'a>(plan: &'a Plan, snapshot: &'a Snapshot) -> Vec<Wanted<'a>> {
 
 /// What an Envoy lacks of what is wanted.
 fn missing(held: &Held, wanted: &[Wanted<'_>]) -> BTreeMap<String, Missing> {
-    let missing = |(part, key, version): &(Part, ResourceKey, Option<&Version>)| {
-        let holds = version.is_some_and(|version| held.acknowledged.get(key) == Some(version));
-        let rejected = held.rejected.get(key).filter(|rejected| Some(&rejected.version) == *version);
+    let missing = |(part, key, want): &(Part, ResourceKey, Want<'_>)| {
+        let held_version = held.acknowledged.get(key);
+        let holds = match want {
+            Want::Version(version) => held_version == Some(*version),
+            Want::Any => held_version.is_some(),
+            // It can't be had yet.
+            Want::Nothing => false,
+        };
+        let rejected = held.rejected.get(key).filter(|rejected| *want == Want::Version(&rejected.version));
         let rejected = rejected.map(|rejected| rejected.words.clone());
         (!holds || rejected.is_some()).then_some(Missing { part: *part, rejected })
     };
@@ -220,8 +226,8 @@ pub(super) fn rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::Rejected;
     use crate::gateway::secret::secret as content;
+    use crate::gateway::{Rejected, Version};
     use plimsoll_plan::SecretRef;
     use std::sync::Arc;
 
@@ -278,6 +284,21 @@ mod tests {
         let version = snapshot.version(&cluster).unwrap().clone();
         held.rejected.insert(cluster, Rejected { version, words });
         assert_eq!(missing_of(&held), missing(Part::Cluster, Some("no such file")));
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_known_is_missing_only_where_there_is_none() {
+        let (plan, full, key) = world();
+        let (cluster, mut snapshot) = (ResourceKey::cluster(NAME), Snapshot::default());
+        snapshot.insert(cluster.clone(), &crate::gateway::cluster::cluster(&plan.clusters[NAME], ""), b"");
+        snapshot.leave(key.clone());
+        let wanted = wanted(&plan, &snapshot);
+        let mut held = Held::default();
+        held.acknowledged.insert(cluster.clone(), full.version(&cluster).unwrap().clone());
+        let part = |held: &Held| missing(held, &wanted).remove(NAME).map(|missing| missing.part);
+        assert_eq!(part(&held), Some(Part::Key));
+        held.acknowledged.insert(key, Version("of before".to_owned()));
+        assert_eq!(part(&held), None);
     }
 
     #[test]

@@ -15,4 +15,4 @@ pub mod stream;
 
 pub use acks::{Envoy, Gateways, Held, Rejected};
 pub use ads::Discovery;
-pub use snapshot::{Kind, ResourceKey, Snapshot, Version};
+pub use snapshot::{Kind, ResourceKey, Snapshot, Version, Want};

@@ -7,7 +7,7 @@
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -124,10 +124,23 @@ impl fmt::Debug for Resource {
     }
 }
 
+/// What a gateway should have of one resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want<'a> {
+    /// This version of it.
+    Version(&'a Version),
+    /// Whatever it has.
+    Any,
+    /// There is no such resource.
+    Nothing,
+}
+
 /// Everything that gateways should hold.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     resources: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// What gateways should have of these can't be known now.
+    unknown: BTreeSet<ResourceKey>,
 }
 
 impl Snapshot {
@@ -136,6 +149,21 @@ impl Snapshot {
         let body = Any { type_url: M::type_url(), value: content.encode_to_vec() };
         let version = Version::of(&body, salt);
         self.resources.insert(key, Arc::new(Resource { version, body }));
+    }
+
+    /// It can't be known now whether there is `key`: who holds it keeps it.
+    pub fn leave(&mut self, key: ResourceKey) {
+        self.unknown.insert(key);
+    }
+
+    /// What a gateway should have of `key`.
+    #[must_use]
+    pub fn want(&self, key: &ResourceKey) -> Want<'_> {
+        match self.resources.get(key) {
+            Some(resource) => Want::Version(&resource.version),
+            None if self.unknown.contains(key) => Want::Any,
+            None => Want::Nothing,
+        }
     }
 
     /// Those of `kind`, by name.
@@ -161,7 +189,8 @@ impl Snapshot {
     /// Whether both hold the same versions.
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
-        self.resources.len() == other.resources.len()
+        self.unknown == other.unknown
+            && self.resources.len() == other.resources.len()
             && self.resources.iter().all(|(key, resource)| other.version(key) == Some(&resource.version))
     }
 }

@@ -5,7 +5,7 @@
 //! versions instead of falling behind. A rejected version isn't sent again until it changes.
 
 use super::acks::{Held, Rejected};
-use super::snapshot::{Kind, ResourceKey, Snapshot, Version};
+use super::snapshot::{Kind, ResourceKey, Snapshot, Version, Want};
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
@@ -225,7 +225,8 @@ impl Subscription {
                 sent.push((name.to_owned(), version.clone()));
             }
         }
-        let gone = |name: &&String| snapshot.get(&ResourceKey { kind, name: (*name).clone() }).is_none();
+        let gone =
+            |name: &&String| snapshot.want(&ResourceKey { kind, name: (*name).clone() }) == Want::Nothing;
         let mut removed: BTreeSet<String> =
             self.acknowledged.keys().chain(self.rejected.keys()).filter(gone).cloned().collect();
         // A name that doesn't exist is answered as removed, or Envoy's cluster would wait for it.
@@ -313,6 +314,21 @@ mod tests {
         assert_eq!(stream.hear(answer(&response, None)), Heard::Acknowledged(Kind::Secret));
         assert!(stream.due(snapshot).is_empty());
         stream
+    }
+
+    #[test]
+    fn what_cannot_be_known_is_left_where_it_is_and_answered_with_silence() {
+        let (mut stream, mut unknown) = (Stream::default(), Snapshot::default());
+        unknown.leave(ResourceKey::secret("a"));
+        let mut request = ask(&["a"]);
+        request.initial_resource_versions.insert("a".to_owned(), "of before".to_owned());
+        stream.hear(request);
+        let responses = stream.due(&unknown);
+        let said: Vec<_> = responses.iter().map(|it| (names(it), it.removed_resources.clone())).collect();
+        assert_eq!(said, [(vec![], vec![])], "the greeting, and nothing of a");
+        stream.hear(answer(&responses[0], None));
+        assert!(stream.held().acknowledged.contains_key(&ResourceKey::secret("a")));
+        assert_eq!(stream.due(&Snapshot::default())[0].removed_resources, ["a"], "it is known to be gone");
     }
 
     #[test]

@@ -37,17 +37,24 @@ impl Cluster {
         let plane = ControlPlane::start(dir.path()).unwrap();
         let kubeconfig = plane.install(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
         let [http, grpc] = std::array::from_fn(|_| harness::free_port().unwrap());
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let access = Access { kubeconfig: Some(plane.kubeconfig().to_owned()), context: None };
+        let client = runtime.block_on(access.client(&Requests::default())).unwrap();
+        let this = Self { client, runtime, operator: None, plane, http, grpc, kubeconfig, dir, _turn: turn };
+        this.configure(settings);
+        this
+    }
+
+    /// Writes the operator's settings anew: where it listens, and `settings`.
+    pub fn configure(&self, settings: &str) {
+        let Self { http, grpc, dir, .. } = self;
         let config = format!(
             "ledger: {{sqlite: {{path: {}/ledger.db}}}}\nplainText: true\n\
              listen: {{grpc: \"127.0.0.1:{grpc}\", http: \"127.0.0.1:{http}\"}}\n{settings}",
             dir.path().display()
         );
         std::fs::write(dir.path().join("plimsoll.yaml"), config).unwrap();
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let access = Access { kubeconfig: Some(plane.kubeconfig().to_owned()), context: None };
-        let client = runtime.block_on(access.client(&Requests::default())).unwrap();
-        Self { client, runtime, operator: None, plane, http, grpc, kubeconfig, dir, _turn: turn }
     }
 
     /// With the operator, ready.

@@ -1,9 +1,14 @@
 //! The API server away, back, and back without its memory of us.
 
-use super::cluster::{Cluster, amount, budget};
+use super::cluster::{Cluster, amount, budget, condition};
 use super::gateway::Gateway;
 use super::{OBJECTS, key};
+use plimsoll_sim::harness::{http, wait_until};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn away(status: &Value) -> bool {
     let faults = status["faults"].as_array().unwrap();
@@ -19,6 +24,13 @@ fn an_api_server_that_is_away_is_named_changes_nothing_and_is_caught_up_with() {
     cluster.apply(OBJECTS);
     cluster.apply(&(budget("a", "500") + &budget("b", "5")));
     cluster.until("all held", |_| gateway.count() == 2 + 4);
+    let conditions = |cluster: &Cluster| {
+        let object = cluster.until_object("its status", "aibudgets", "finance/a", |object| {
+            condition(object, "Enforced").is_some_and(|enforced| enforced["status"] == "True")
+        });
+        object["status"]["conditions"].clone()
+    };
+    let before = conditions(&cluster);
     let received = gateway.received();
     let version = gateway.holds(&key("a"));
 
@@ -35,9 +47,15 @@ fn an_api_server_that_is_away_is_named_changes_nothing_and_is_caught_up_with() {
     cluster.apply(&budget("b", "6"));
     cluster.until("the change", |status| amount(status, "b").as_deref() == Some("6.00"));
     cluster.until("no fault", |status| status["faults"] == json!([]));
+    // As for an upgrade: it closes its watches, each with an answer.
+    cluster.plane.stop_api_server().unwrap();
+    cluster.plane.start_api_server().unwrap();
+    cluster.apply(&budget("b", "7"));
+    cluster.until("the second change", |status| amount(status, "b").as_deref() == Some("7.00"));
     assert_eq!(gateway.holds(&key("a")), version);
+    assert_eq!(conditions(&cluster), before, "nothing flaps");
     let seen = gateway.seen.lock().unwrap();
-    assert_eq!((seen.received, seen.removed, seen.connections), (received + 1, 0, 1));
+    assert_eq!((seen.received, seen.removed, seen.connections), (received + 2, 0, 1));
 }
 
 #[test]
@@ -82,9 +100,8 @@ fn an_operator_that_starts_while_the_api_server_is_away_lets_nobody_in_and_then_
     cluster.kill_operator();
     cluster.plane.kill_api_server();
     cluster.spawn_operator();
-    plimsoll_sim::harness::wait_until("what it waits for", super::cluster::PATIENCE, || {
-        let address = ("127.0.0.1", cluster.http);
-        let page = plimsoll_sim::harness::http::get(address, "/readyz").map_err(|error| error.to_string())?;
+    wait_until("what it waits for", super::cluster::PATIENCE, || {
+        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
         let waits = page.status == 503 && page.body.contains("the API server can't be reached");
         if waits { Ok(()) } else { Err(page.body) }
     })
@@ -93,4 +110,59 @@ fn an_operator_that_starts_while_the_api_server_is_away_lets_nobody_in_and_then_
     cluster.ready();
     let status = cluster.until("the budget", |status| amount(status, "a").is_some());
     assert_eq!(status["faults"], json!([]));
+}
+
+#[test]
+fn an_api_server_that_answers_that_it_is_unavailable_is_named_at_once_and_not_asked_all_the_time() {
+    let mut cluster = Cluster::new("");
+    // What stands before an API server that is being upgraded.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _length = stream.read(&mut request);
+            counted.fetch_add(1, Ordering::Relaxed);
+            let _sent = stream.write_all(
+                b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 8\r\nconnection: close\r\n\r\nupstream",
+            );
+        }
+    });
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": url}}], "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+    let path = cluster.kubeconfig.with_file_name("unavailable.kubeconfig");
+    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    cluster.kubeconfig = path;
+    cluster.spawn_operator();
+    wait_until("what it waits for", super::cluster::PATIENCE, || {
+        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
+        let waits = page.status == 503 && page.body.contains("the API server answers 503");
+        if waits { Ok(()) } else { Err(page.body) }
+    })
+    .unwrap();
+    // Five watches for more than the ten seconds until it was named, with pauses from half a second to eight.
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((10..=60).contains(&asked), "it was asked {asked} times");
+}
+
+#[test]
+fn a_budget_replaced_while_the_operator_heard_nothing_gets_a_status_of_its_own() {
+    let cluster = Cluster::start("");
+    let gateway = Gateway::start("gw-1", cluster.grpc);
+    cluster.apply(OBJECTS);
+    cluster.apply(&budget("a", "500"));
+    cluster.until_object("the status", "aibudgets", "finance/a", |object| object["status"].is_object());
+    // The deletion and the successor come to it in one breath.
+    cluster.operator.as_ref().unwrap().pause();
+    cluster.kubectl(&["delete", "aibudget", "a", "--namespace=finance"]);
+    cluster.apply(&budget("a", "500"));
+    cluster.operator.as_ref().unwrap().resume();
+    cluster.until_object("its status", "aibudgets", "finance/a", |object| {
+        condition(object, "Enforced").is_some_and(|enforced| enforced["status"] == "True")
+    });
+    assert!(gateway.holds(&key("a")).is_some());
 }

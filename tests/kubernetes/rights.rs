@@ -1,7 +1,10 @@
 //! Rights that are missing: each is named, with whom to grant it to, and nothing else suffers.
 
 use super::cluster::{Cluster, amount, budget, condition};
+use super::gateway::Gateway;
 use super::{OBJECTS, holds};
+use plimsoll_core::ids::ObjectName;
+use plimsoll_core::policy::PolicyKey;
 use plimsoll_sim::harness::{http, wait_until};
 
 const ACCOUNT: &str = "ServiceAccount plimsoll-system/plimsoll";
@@ -63,4 +66,86 @@ fn secrets_that_may_not_be_read_are_a_condition_of_the_backend_that_needs_one() 
         holds(object, "ResolvedRefs", "True")
     });
     cluster.until("no fault", |status| status["faults"] == serde_json::json!([]));
+
+    // A restart without the right knows no key; gateways have it, and go on.
+    let gateway = Gateway::start("gw-1", cluster.grpc);
+    let backend = PolicyKey::Backend(ObjectName::new("plimsoll-system", "openai"));
+    cluster.until("the backend at the gateway", |_| gateway.holds(&backend).is_some());
+    cluster.kubectl(&["delete", "role", "plimsoll-secrets", "--namespace=plimsoll-system"]);
+    cluster.kill_operator();
+    cluster.spawn_operator();
+    cluster.ready();
+    cluster.until_object("the condition", "modelbackends", "plimsoll-system/openai", |object| {
+        holds(object, "ResolvedRefs", "False")
+    });
+    cluster.until("the gateway is back", |status| status["gateways"]["gw-1"]["ledger"] == true);
+    assert!(gateway.holds(&backend).is_some());
+    assert_eq!(gateway.seen.lock().unwrap().removed, 0);
+}
+
+#[test]
+fn secrets_are_read_where_the_settings_say_while_they_say_so() {
+    let cluster = Cluster::start("");
+    cluster.apply(OBJECTS);
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: key, namespace: team}
+stringData: {key: sk-of-the-team}
+---
+apiVersion: plimsoll.dev/v1alpha1
+kind: ModelBackend
+metadata: {name: own, namespace: team}
+spec:
+  provider: {api: OpenAI, baseURL: "https://api.openai.com/v1", apiKeySecretRef: {name: key, key: key}}
+  models: [{name: m, contextTokens: 1000, maxOutputTokens: 100}]
+"#,
+    );
+    let reason = |wanted: &str| {
+        cluster.until_object(wanted, "modelbackends", "team/own", |object| {
+            condition(object, "ResolvedRefs").is_some_and(|resolved| resolved["reason"] == wanted)
+        })
+    };
+    reason("SecretNotPermitted");
+    cluster.configure("secretNamespaces: [team]");
+    reason("SecretForbidden");
+    cluster.apply(
+        r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: plimsoll-secrets, namespace: team}
+rules: [{apiGroups: [""], resources: [secrets], verbs: [get, list, watch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: plimsoll-secrets, namespace: team}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: plimsoll-secrets}
+subjects: [{kind: ServiceAccount, name: plimsoll, namespace: plimsoll-system}]
+"#,
+    );
+    reason("ResolvedRefs");
+    cluster.configure("");
+    reason("SecretNotPermitted");
+    cluster.until("no fault", |status| status["faults"] == serde_json::json!([]));
+    assert!(!cluster.log().contains("sk-of-the-team"));
+}
+
+#[test]
+fn without_our_definitions_it_waits_and_says_how_to_install_them() {
+    let mut cluster = Cluster::new("");
+    cluster.kubectl(&["delete", "crd", "aibudgets.plimsoll.dev"]);
+    cluster.spawn_operator();
+    wait_until("what is missing", super::cluster::PATIENCE, || {
+        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
+        let named = "the API server has no aibudgets.plimsoll.dev; install it: plimsoll crds | kubectl apply";
+        if page.status == 503 && page.body.contains(named) { Ok(()) } else { Err(page.body) }
+    })
+    .unwrap();
+    cluster.plane.install(std::path::Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    cluster.ready();
 }

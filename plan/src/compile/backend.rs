@@ -95,36 +95,53 @@ pub fn compile(
     Ok((body, clusters))
 }
 
-/// Why the key of `backend` can't be had.
+/// Whether the key of a backend can be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// It is there, or none is needed.
+    Known,
+    /// Nobody may say whether it is there: gateways that hold it go on with it.
+    Unknown(Problem),
+    /// There is none.
+    Missing(Problem),
+}
+
+/// Whether the key of `backend` can be had.
 #[must_use]
-pub fn key(backend: &ModelBackend, world: &World) -> Option<Problem> {
+pub fn key(backend: &ModelBackend, world: &World) -> Key {
     let World { settings, secrets, secrets_denied, .. } = world;
-    let SecretKeyRef { name, key } = backend.spec.provider.api_key_secret_ref.as_ref()?;
+    let Some(SecretKeyRef { name, key }) = backend.spec.provider.api_key_secret_ref.as_ref() else {
+        return Key::Known;
+    };
     let namespace = backend.metadata.namespace.as_deref().unwrap_or_default();
     let secret = ObjectName::new(namespace, &**name);
-    let field = "spec.provider.apiKeySecretRef";
-    let (reason, message) = if !settings.may_hold_keys(namespace) {
+    let problem = |reason, message: String| {
+        let field = "spec.provider.apiKeySecretRef";
+        Problem { reason, field: field.to_owned(), message: format!("{field}: {message}") }
+    };
+    if !settings.may_hold_keys(namespace) {
         let root = &settings.root_namespace;
         let todo =
             format!("move the backend to {root}, or add {namespace} to the installation's secretNamespaces");
-        ("SecretNotPermitted", format!("{field}: Secrets of namespace {namespace} are not read; {todo}"))
-    } else {
-        match (secrets.get(&secret), secrets_denied.get(namespace)) {
-            (None, Some(why)) => {
-                ("SecretForbidden", format!("{field}: Secret {secret} can't be read: {why}"))
-            }
-            (None, None) => (
-                "SecretNotFound",
-                format!("{field}: Secret {secret} does not exist; create it with the key {key}"),
-            ),
-            (Some(keys), _) if keys.get(key).is_none_or(SecretText::is_blank) => (
-                "SecretKeyNotFound",
-                format!("{field}: Secret {secret} has nothing under the key {key}; add it"),
-            ),
-            (Some(_), _) => return None,
+        let message = format!("Secrets of namespace {namespace} are not read; {todo}");
+        return Key::Missing(problem("SecretNotPermitted", message));
+    }
+    match (secrets.get(&secret), secrets_denied.get(namespace)) {
+        (None, Some(why)) => {
+            let message =
+                format!("Secret {secret} can't be read: {why}. Gateways that hold the key go on with it");
+            Key::Unknown(problem("SecretForbidden", message))
         }
-    };
-    Some(Problem { reason, field: field.to_owned(), message })
+        (None, None) => Key::Missing(problem(
+            "SecretNotFound",
+            format!("Secret {secret} does not exist; create it with the key {key}"),
+        )),
+        (Some(keys), _) if keys.get(key).is_none_or(SecretText::is_blank) => Key::Missing(problem(
+            "SecretKeyNotFound",
+            format!("Secret {secret} has nothing under the key {key}; add it"),
+        )),
+        (Some(_), _) => Key::Known,
+    }
 }
 
 fn untrusted(url: &BaseUrl, given: &str, root: &str) -> Option<Problem> {
