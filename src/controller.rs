@@ -21,10 +21,11 @@ use crate::source::{Batch, Change, Fault, Places};
 use conditions::Conditions;
 use kube::api::ObjectMeta;
 use memory::Memory;
-use plimsoll_api::ObjectId;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
-use plimsoll_plan::{Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, World, events, status};
+use plimsoll_plan::{
+    Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, World, events, object_id, status,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -169,6 +170,9 @@ pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: wat
         }
         controller.tell();
     }
+    // What happened in the last second should not wait for the next process.
+    controller.reported = None;
+    controller.tell();
 }
 
 /// The first batch that can be planned; what is in the way of one is told meanwhile.
@@ -524,10 +528,6 @@ impl<K: Sink> Controller<K> {
         }
         faults
     }
-}
-
-fn object_id(kind: &str, name: &ObjectName) -> ObjectId {
-    ObjectId { kind: kind.to_owned(), namespace: name.namespace.clone(), name: name.name.clone() }
 }
 
 /// How `name` stood, unless another object has the name by now: what its predecessor was says nothing of it.

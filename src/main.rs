@@ -254,9 +254,9 @@ fn operator(config: PathBuf, from: From) -> anyhow::Result<()> {
                 let requests = Requests::default();
                 let client = access.client(&requests).await?;
                 let stored = Arc::new(Stored::default());
-                let (writer, tasks) = Writer::start(client.clone(), Arc::clone(&stored), requests);
-                let ran =
-                    plimsoll::operator::run(config, Kubernetes::new(client, stored), writer, stop).await;
+                let (writer, tasks) = Writer::start(client.clone(), Arc::clone(&stored), requests.clone());
+                let source = Kubernetes::new(client, stored, requests);
+                let ran = plimsoll::operator::run(config, source, writer, stop).await;
                 tasks.end().await;
                 ran
             }

@@ -114,7 +114,7 @@ impl Desk {
     async fn open(kubeconfig: &Path) -> Self {
         let mut desk = Self::blind(kubeconfig).await;
         let (into, mut batches) = mpsc::channel::<Batch>(16);
-        let source = Kubernetes::new(desk.client.clone(), Arc::clone(&desk.stored));
+        let source = Kubernetes::new(desk.client.clone(), Arc::clone(&desk.stored), Requests::default());
         let (ready, is_ready) = oneshot::channel();
         desk.source.spawn(async move {
             let (_settings, told) = watch::channel(Settings::default());

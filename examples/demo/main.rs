@@ -173,10 +173,12 @@ async fn demo(flags: &Flags, interrupt: &Interrupt) -> anyhow::Result<Option<boo
     if flags.keep {
         stack.start_operator()?;
         stack.start_gateways()?;
-        println!(
-            "\nStarted again, with the same ledger, until Ctrl-C. A call:\n{}",
-            a_call(&stack.urls()[0])
-        );
+        enforced_everywhere(&stack, interrupt)?;
+        println!("\nStarted again, with the same ledger, until Ctrl-C.");
+        if let Place::Cluster(cluster) = &place {
+            println!("{}", to_try(&cluster.plane().kubeconfig().display().to_string()));
+        }
+        println!("          A call:\n{}", a_call(&stack.urls()[0]));
         interrupt.clone().wait().await;
         println!("\nEverything is stopped.");
     }

@@ -18,7 +18,7 @@ pub use applied::{Applied, GIVEN_UP_AFTER_MS, Gateway, Instead, Link, Missing, P
 pub use compile::check;
 pub use event::{Event, EventKind, events};
 pub use plan::{BackendPlan, BudgetPlan, EnvoyCluster, Plan, Problem, RoutePlan, SecretRef};
-pub use planner::{Delta, Planner};
+pub use planner::{Delta, Planner, object_id};
 pub use settings::Settings;
 pub use world::{SecretText, World};
 

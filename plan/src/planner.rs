@@ -286,7 +286,7 @@ impl Planner {
     }
 
     fn replan_backend(&mut self, name: &ObjectName, delta: &mut Delta) {
-        delta.objects.insert(id("ModelBackend", name));
+        delta.objects.insert(object_id("ModelBackend", name));
         let key = PolicyKey::Backend(name.clone());
         let World { settings, backends, namespaces, .. } = &self.world;
         let Some(object) = backends.get(name) else {
@@ -344,7 +344,7 @@ impl Planner {
     }
 
     fn replan_route(&mut self, name: &ObjectName, delta: &mut Delta) {
-        delta.objects.insert(id("ModelRoute", name));
+        delta.objects.insert(object_id("ModelRoute", name));
         let key = PolicyKey::Route(name.clone());
         let Some(object) = self.world.routes.get(name) else {
             self.plan.routes.remove(name);
@@ -360,7 +360,7 @@ impl Planner {
     }
 
     fn replan_budget(&mut self, name: &ObjectName, delta: &mut Delta) {
-        delta.objects.insert(id("AIBudget", name));
+        delta.objects.insert(object_id("AIBudget", name));
         let key = PolicyKey::Budget(name.clone());
         let World { settings, budgets, namespaces, .. } = &self.world;
         let Some(object) = budgets.get(name) else {
@@ -490,6 +490,8 @@ fn union(one: Namespaces, other: &Namespaces) -> Namespaces {
     }
 }
 
-fn id(kind: &str, name: &ObjectName) -> ObjectId {
+/// Names the object of `kind` with this name.
+#[must_use]
+pub fn object_id(kind: &str, name: &ObjectName) -> ObjectId {
     ObjectId { kind: kind.to_owned(), namespace: name.namespace.clone(), name: name.name.clone() }
 }

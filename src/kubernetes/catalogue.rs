@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 /// How long an API server may be away before that is said: a restart or a lost connection is no fault.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A watch that has failed, and has not said so again for so long, works: nothing is heard of one that
-/// was taken up again and has no news. It tries at least every [`LONGEST_PAUSE`].
-const RECOVERED: Duration = Duration::from_secs(20);
+/// A watch that has failed, was answered since, and has not failed again for so long, works: nothing else is
+/// heard of one that was taken up again and has no news.
+const STEADY: Duration = Duration::from_secs(3);
 
 /// The longest pause before a watch that failed is tried again. Shorter than what client-go takes: here are
 /// five watches, and what somebody applies meanwhile waits for them.
@@ -76,7 +76,7 @@ pub(super) struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     pub(super) uid: String,
-    /// The generation, or where a kind has none the resourceVersion.
+    /// The generation; where a kind has none the resourceVersion, or the part of it that matters.
     pub(super) content: String,
 }
 
@@ -107,6 +107,8 @@ struct Trouble {
     failure: Failure,
     since: Instant,
     last: Instant,
+    /// When it was answered after that.
+    answered: Option<Instant>,
 }
 
 /// All watches.
@@ -145,7 +147,7 @@ impl Catalogue {
                     changes
                         .push(Change::SecretsDenied { namespace: namespace.clone(), why: Some(why.clone()) });
                 }
-                state.trouble = Some(Trouble { failure, since, last: now });
+                state.trouble = Some(Trouble { failure, since, last: now, answered: None });
             }
             // A list is begun before it is asked for, so this doesn't say that anything works.
             Told::Listing => state.listing = Some(BTreeSet::new()),
@@ -177,7 +179,29 @@ impl Catalogue {
         if works && state.trouble.take().is_some() {
             changes.extend(readable(watch));
         }
-        if !self.whole && self.is_listed() && self.watches.values().all(|state| state.unreadable.is_empty()) {
+        changes
+    }
+
+    /// A list or a watch of this kind was answered at `at`.
+    pub(super) fn answered(&mut self, watch: &Watch, at: Instant) {
+        let trouble = self.watches.get_mut(watch).and_then(|state| state.trouble.as_mut());
+        if let Some(trouble) = trouble.filter(|trouble| at > trouble.last) {
+            trouble.answered.get_or_insert(at);
+        }
+    }
+
+    /// What has become so by the passing of time: watches that work again, and that everything was read.
+    pub(super) fn settle(&mut self, now: Instant) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (watch, state) in &mut self.watches {
+            let works = |trouble: &mut Trouble| trouble.answered.is_some_and(|at| now >= at + STEADY);
+            if state.trouble.take_if(works).is_some() {
+                changes.extend(readable(watch));
+            }
+        }
+        let is_whole =
+            || self.is_listed(now) && self.watches.values().all(|state| state.unreadable.is_empty());
+        if !self.whole && is_whole() {
             self.whole = true;
             changes.push(Change::Whole);
         }
@@ -185,22 +209,22 @@ impl Catalogue {
     }
 
     /// Whether everything there is was told: then it can be planned. Secrets that may not be read are not
-    /// waited for: that is a condition on who needs them.
-    pub(super) fn is_listed(&self) -> bool {
+    /// waited for: that is a condition on who needs them. But for a while they are: an API server that starts may
+    /// know no rights yet.
+    pub(super) fn is_listed(&self, now: Instant) -> bool {
         self.watches.iter().all(|(watch, state)| {
-            let denied = state.trouble.as_ref().is_some_and(|it| matches!(it.failure, Failure::Denied(_)));
+            let denied = state.trouble.as_ref().is_some_and(|trouble| {
+                matches!(trouble.failure, Failure::Denied(_)) && now >= trouble.since + PATIENCE
+            });
             state.listed || (denied && matches!(watch, Watch::Secrets(_)))
         })
     }
 
     /// What is wrong now.
-    pub(super) fn faults(&mut self, now: Instant) -> Vec<Fault> {
+    pub(super) fn faults(&self, now: Instant) -> Vec<Fault> {
         let mut faults = Vec::new();
         let mut away = None;
-        for (watch, state) in &mut self.watches {
-            if state.trouble.as_ref().is_some_and(|trouble| now >= trouble.last + RECOVERED) {
-                state.trouble = None;
-            }
+        for (watch, state) in &self.watches {
             match &state.trouble {
                 Some(Trouble { failure: Failure::Denied(why), .. }) => faults.push(Fault {
                     place: "API server".to_owned(),
@@ -228,11 +252,12 @@ impl Catalogue {
         faults
     }
 
-    /// When [`Catalogue::faults`] may say something else although nothing is heard.
+    /// When [`Catalogue::settle`] and [`Catalogue::faults`] may say something else although nothing is heard.
     pub(super) fn wake(&self, now: Instant) -> Option<Instant> {
         let troubles = self.watches.values().filter_map(|state| state.trouble.as_ref());
-        let due = troubles.flat_map(|trouble| [trouble.since + PATIENCE, trouble.last + RECOVERED]);
-        due.filter(|due| *due > now).min()
+        let due = troubles
+            .flat_map(|trouble| [Some(trouble.since + PATIENCE), trouble.answered.map(|at| at + STEADY)]);
+        due.flatten().filter(|due| *due > now).min()
     }
 }
 
@@ -291,7 +316,9 @@ mod tests {
                 Change::Whole => "whole".to_owned(),
                 other => format!("{other:?}"),
             };
-            self.0.hear(&Watch::Budgets, told, self.1).into_iter().map(word).collect()
+            let mut changes = self.0.hear(&Watch::Budgets, told, self.1);
+            changes.extend(self.0.settle(self.1));
+            changes.into_iter().map(word).collect()
         }
 
         fn list(&mut self, all: Vec<Told>) -> Vec<String> {
@@ -356,31 +383,54 @@ mod tests {
         watch.hear(away());
         let [fault] = &watch.0.faults(watch.1)[..] else { panic!("one fault is expected") };
         assert!(fault.message.ends_with("The last state stays in force"), "{fault}");
-        // Nothing is heard of a watch that just works again.
-        assert!(watch.0.faults(watch.1 + RECOVERED).is_empty());
+        // A server that hangs says nothing either: it is away for as long as it does not answer.
+        let hour = Duration::from_secs(3600);
+        assert!(watch.0.settle(watch.1 + hour).is_empty());
+        assert_eq!(watch.0.faults(watch.1 + hour).len(), 1);
+        // An answer, and another failure: that is no recovery.
+        watch.0.answered(&Watch::Budgets, watch.1 + Duration::from_secs(1));
+        watch.1 += Duration::from_secs(2);
+        watch.hear(away());
+        watch.0.settle(watch.1 + hour);
+        assert_eq!(watch.0.faults(watch.1 + hour).len(), 1);
+        // Nothing but an answer is heard of a watch that just works again.
+        watch.1 += Duration::from_secs(1);
+        watch.0.answered(&Watch::Budgets, watch.1);
+        assert_eq!(watch.0.wake(watch.1), Some(watch.1 + STEADY));
+        watch.0.settle(watch.1 + STEADY);
+        assert!(watch.0.faults(watch.1 + STEADY).is_empty());
     }
 
     #[test]
     fn secrets_that_may_not_be_read_are_told_and_hold_nothing_up() {
         let mut catalogue = Catalogue::default();
-        let (now, secrets) = (Instant::now(), Watch::Secrets("p".to_owned()));
+        let (start, secrets) = (Instant::now(), Watch::Secrets("p".to_owned()));
+        let now = start + PATIENCE;
         catalogue.begin(Watch::Budgets);
         catalogue.begin(secrets.clone());
         catalogue.hear(&Watch::Budgets, Told::Listing, now);
         catalogue.hear(&Watch::Budgets, Told::Listed, now);
-        assert!(!catalogue.is_listed());
+        assert!(!catalogue.is_listed(now));
         let denied = |why: &str| Told::Failed(Failure::Denied(why.to_owned()));
-        let told = catalogue.hear(&secrets, denied("grant list"), now);
+        let told = catalogue.hear(&secrets, denied("grant list"), start);
         let expected = |why: Option<&str>| Change::SecretsDenied {
             namespace: "p".to_owned(),
             why: why.map(str::to_owned),
         };
-        assert_eq!(told, [expected(Some("grant list")), Change::Whole]);
-        assert!(catalogue.is_listed());
+        assert_eq!(told, [expected(Some("grant list"))]);
+        // An API server that has just started may know no rights yet.
+        assert!(!catalogue.is_listed(start) && catalogue.settle(start).is_empty());
+        assert_eq!(catalogue.wake(start), Some(now));
+        assert_eq!(catalogue.settle(now), [Change::Whole]);
+        assert!(catalogue.is_listed(now));
         assert!(catalogue.hear(&secrets, denied("grant list"), now).is_empty());
         assert_eq!(catalogue.faults(now).len(), 1);
         catalogue.hear(&secrets, Told::Listing, now);
         assert_eq!(catalogue.hear(&secrets, Told::Listed, now), [expected(None)]);
         assert!(catalogue.faults(now).is_empty());
+        // Denied again, and granted again: a watch that is taken up where it was says nothing.
+        catalogue.hear(&secrets, denied("grant watch"), now);
+        catalogue.answered(&secrets, now + STEADY);
+        assert_eq!(catalogue.settle(now + STEADY * 2), [expected(None)]);
     }
 }

@@ -4,10 +4,10 @@
 //! for so long, so the rate bounds how many it keeps: 1,825.
 
 use super::access;
-use super::at;
 use super::faults::Faults;
 use super::metrics::Metrics;
 use super::stored::Stored;
+use super::{at, next_pause};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event as Note, EventType, Recorder, Reporter};
@@ -208,8 +208,7 @@ impl Sender {
                 Ok(Err(error)) => tracing::debug!(%error, "Events wait"),
                 Err(_) => tracing::debug!("Events wait: the API server does not answer"),
             }
-            let [first, longest] = PAUSES;
-            pause = (pause * 2).clamp(first, longest);
+            pause = next_pause(pause, PAUSES);
             sleep(pause).await;
         }
     }

@@ -7,6 +7,7 @@ mod access;
 mod catalogue;
 mod events;
 mod faults;
+mod lenient;
 mod metrics;
 mod queue;
 mod source;
@@ -75,6 +76,11 @@ impl Access {
         let client = ClientBuilder::try_from(config).context("no client can be made from the kubeconfig")?;
         Ok(client.with_layer(&requests.layer()).build())
     }
+}
+
+/// The pause after one of `last`, from the first to the longest, twice as long each time; after none the first.
+fn next_pause(last: Duration, [first, longest]: [Duration; 2]) -> Duration {
+    (last * 2).clamp(first, longest)
 }
 
 /// Resolves then; `None`: never.

@@ -150,6 +150,7 @@ impl Queue {
                 object.rests = written.then(|| now + EVERY);
                 object.settled = None;
                 object.late = false;
+                object.refusals = 0;
             }
             object.stored = stored;
         });
@@ -182,14 +183,24 @@ impl Queue {
         }
     }
 
-    /// What [`Self::next`] gave out is written; `status` is what the API server has now.
-    pub(super) fn written(&mut self, job: &Job, status: Option<Fingerprint>, now: Instant) {
+    /// What [`Self::next`] gave out is written. The API server made `status` of it, and has `there` now: somebody
+    /// may have written since.
+    pub(super) fn written(
+        &mut self,
+        job: &Job,
+        status: Option<Fingerprint>,
+        there: Option<Entry>,
+        now: Instant,
+    ) {
         self.land(&job.id, now, |object, sent| {
             object.waits = None;
             object.late = false;
             object.refusals = 0;
-            let Some(stored) = object.stored.as_mut().filter(|stored| stored.uid == job.uid) else { return };
-            stored.status = status;
+            let is_it = |entry: &Entry| entry.uid == job.uid;
+            let Some(stored) = object.stored.as_mut().filter(|stored| is_it(stored)) else { return };
+            if let Some(there) = there.filter(is_it) {
+                *stored = there;
+            }
             let other = status.filter(|status| *status != sent);
             object.settled = other.map(|status| Box::new((sent, status)));
         });
@@ -395,6 +406,11 @@ mod tests {
         Some(Wanted { uid: uid.into(), status })
     }
 
+    /// What stands there after a write, if nobody else wrote.
+    fn entry(job: &Job, status: Option<Fingerprint>) -> Option<Entry> {
+        stored(&job.uid, status)
+    }
+
     fn stored(uid: &str, status: Option<Fingerprint>) -> Option<Entry> {
         Some(Entry { uid: uid.into(), version: "1".into(), status })
     }
@@ -424,7 +440,7 @@ mod tests {
     fn drain(queue: &mut Queue, status: Fingerprint, now: Instant) -> Vec<String> {
         let mut names = Vec::new();
         while let Some(job) = job(queue, now) {
-            queue.written(&job, Some(status), now);
+            queue.written(&job, Some(status), entry(&job, Some(status)), now);
             names.push(job.id.name.clone());
         }
         names
@@ -486,7 +502,7 @@ mod tests {
         let job = job(&mut queue, now).unwrap();
         want(&mut queue, 0, status(1, 0, 2), now);
         assert_eq!(queue.next(now), Next::Nothing);
-        queue.written(&job, Some(status(0, 0, 1)), now + seconds(2));
+        queue.written(&job, Some(status(0, 0, 1)), entry(&job, Some(status(0, 0, 1))), now + seconds(2));
         assert_eq!(queue.next(now + seconds(2)), Next::Wait(now + EVERY));
         assert_eq!(drain(&mut queue, status(1, 0, 2), now + EVERY), ["0"]);
         assert_eq!(queue.len(), 0);
@@ -520,7 +536,7 @@ mod tests {
         let late = job(&mut queue, now).unwrap();
         queue.see(&id(0), None, now);
         queue.see(&id(0), stored("2", None), now);
-        queue.written(&late, Some(status(0, 0, 1)), now);
+        queue.written(&late, Some(status(0, 0, 1)), None, now);
         assert_eq!(queue.next(now), Next::Nothing);
         queue.want(&id(0), wanted("2", status(0, 0, 1)), now);
         assert_eq!(job(&mut queue, now).unwrap().uid, "2".into());
@@ -590,7 +606,7 @@ mod tests {
         want(&mut queue, 1, status(0, 1, 0), now);
         want(&mut queue, 2, status(1, 0, 0), now);
         queue.keep_stages();
-        queue.written(&flying, Some(status(0, 0, 1)), now);
+        queue.written(&flying, Some(status(0, 0, 1)), entry(&flying, Some(status(0, 0, 1))), now);
         assert_eq!(drain(&mut queue, status(1, 0, 0), now), ["2"]);
         assert_eq!(queue.next(now + EVERY), Next::Nothing);
     }
@@ -758,7 +774,7 @@ mod tests {
                             {
                                 *there = Some(sent);
                             }
-                            queue.written(&job, Some(sent), now);
+                            queue.written(&job, Some(sent), entry(&job, Some(sent)), now);
                         }
                     }
                     Step::Late => {
@@ -816,7 +832,7 @@ mod tests {
             while let Some(job) = job(&mut queue, now) {
                 written += usize::from(job.id.name.parse::<usize>().unwrap() >= 260);
                 let status = queue.objects[&job.id].wanted.as_ref().map(|wanted| wanted.status);
-                queue.written(&job, status, now);
+                queue.written(&job, status, entry(&job, status), now);
             }
             now += seconds(1);
             assert!(now < start + PATIENCE + seconds(20), "{written} of {NUMBERS} after 80 s");

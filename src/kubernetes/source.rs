@@ -4,16 +4,17 @@
 //! resumes, lists anew where it must, and backs off; it never ends.
 
 use super::access;
-use super::at;
 use super::catalogue::{Catalogue, Failure, LONGEST_PAUSE, Seen, Told, Version, Watch};
+use super::lenient::{Lenient, Unreadable};
+use super::metrics::Requests;
 use super::stored::{Fingerprint, Reported, Stored};
+use super::{at, next_pause};
 use crate::source::{Batch, Change, Source};
 use futures::stream::{AbortHandle, BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{ObjectMeta, PartialObjectMeta};
 use kube::core::object::HasStatus;
-use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -41,6 +42,7 @@ const SECRETS: &str = "type!=helm.sh/release.v1";
 pub struct Kubernetes {
     client: Client,
     stored: Arc<Stored>,
+    requests: Requests,
 }
 
 impl fmt::Debug for Kubernetes {
@@ -50,10 +52,10 @@ impl fmt::Debug for Kubernetes {
 }
 
 impl Kubernetes {
-    /// Those that `client` may see. `stored` is told which statuses they have.
+    /// Those that `client`, made with `requests`, may see. `stored` is told which statuses they have.
     #[must_use]
-    pub fn new(client: Client, stored: Arc<Stored>) -> Self {
-        Self { client, stored }
+    pub fn new(client: Client, stored: Arc<Stored>, requests: Requests) -> Self {
+        Self { client, stored, requests }
     }
 }
 
@@ -64,6 +66,7 @@ impl Source for Kubernetes {
         mut settings: watch::Receiver<Settings>,
     ) -> anyhow::Result<()> {
         let mut catalogue = Catalogue::default();
+        let mut answers = self.requests.answers();
         let mut watches = Watches::of(self);
         for watch in Watch::ALWAYS {
             catalogue.begin(watch.clone());
@@ -72,13 +75,23 @@ impl Source for Kubernetes {
         let mut batch = Batch::new();
         let mut reported = Vec::new();
         let mut begun = false;
+        watches.read_secrets_of(&secret_namespaces(&settings.borrow_and_update()), &mut catalogue);
         loop {
-            let namespaces = secret_namespaces(&settings.borrow_and_update());
-            batch.extend(watches.read_secrets_of(&namespaces, &mut catalogue));
             let wake = catalogue.wake(Instant::now()).map(tokio::time::Instant::from_std);
             tokio::select! {
                 () = into.closed() => return Ok(()),
-                changed = settings.changed() => if changed.is_err() { return Ok(()) },
+                changed = settings.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let namespaces = secret_namespaces(&settings.borrow_and_update());
+                    batch.extend(watches.read_secrets_of(&namespaces, &mut catalogue));
+                }
+                Ok(()) = answers.changed() => {
+                    for (watch, at) in watches.answered(&answers.borrow_and_update()) {
+                        catalogue.answered(watch, at);
+                    }
+                }
                 () = at(wake) => {}
                 Some((watch, told)) = watches.streams.next() => {
                     batch.extend(watches.heard(catalogue.hear(&watch, told, Instant::now())));
@@ -89,10 +102,12 @@ impl Source for Kubernetes {
                     }
                 }
             }
-            let faults = catalogue.faults(Instant::now());
+            let now = Instant::now();
+            batch.extend(catalogue.settle(now));
+            let faults = catalogue.faults(now);
             let news = faults != reported;
             // The first batch is everything there is: a part of it would let too much pass.
-            let first = !begun && catalogue.is_listed();
+            let first = !begun && catalogue.is_listed(now);
             begun |= first;
             let next = if !begun {
                 if !news {
@@ -128,11 +143,22 @@ struct Watches {
     streams: SelectAll<BoxStream<'static, (Watch, Told)>>,
     /// By namespace; dropped streams would be polled once more.
     secrets: BTreeMap<String, AbortHandle>,
+    /// Where each lists and watches.
+    paths: BTreeMap<Watch, String>,
 }
 
 impl Watches {
-    fn of(Kubernetes { client, stored }: Kubernetes) -> Self {
-        Self { client, stored, streams: SelectAll::new(), secrets: BTreeMap::new() }
+    fn of(Kubernetes { client, stored, requests: _ }: Kubernetes) -> Self {
+        let (secrets, paths) = (BTreeMap::new(), BTreeMap::new());
+        Self { client, stored, streams: SelectAll::new(), secrets, paths }
+    }
+
+    /// When each watch was last answered, by what was answered at which path.
+    fn answered<'a>(
+        &'a self,
+        answers: &'a BTreeMap<String, Instant>,
+    ) -> impl Iterator<Item = (&'a Watch, Instant)> {
+        self.paths.iter().filter_map(|(watch, path)| Some((watch, *answers.get(path)?)))
     }
 
     /// Lets go of what is gone. Before the next word of a watch is asked for: that may be of an object which has
@@ -148,6 +174,14 @@ impl Watches {
 
     fn begin(&mut self, watch: Watch) {
         let client = self.client.clone();
+        let path = match &watch {
+            Watch::Budgets => AIBudget::url_path(&(), None),
+            Watch::Routes => ModelRoute::url_path(&(), None),
+            Watch::Backends => ModelBackend::url_path(&(), None),
+            Watch::Namespaces => Namespace::url_path(&(), None),
+            Watch::Secrets(namespace) => Secret::url_path(&(), Some(namespace)),
+        };
+        self.paths.insert(watch.clone(), path);
         let stream = match &watch {
             Watch::Budgets => self.ours::<AIBudget>(|object| Object::Budget(Box::new(object))),
             Watch::Routes => self.ours::<ModelRoute>(|object| Object::Route(Box::new(object))),
@@ -160,7 +194,8 @@ impl Watches {
                     ..Namespace::default()
                 };
                 followed(api, watcher::Config::default(), move |it| {
-                    let version = version(&it.metadata);
+                    let uid = it.metadata.uid.clone().unwrap_or_default();
+                    let version = Version { uid, content: format!("{:?}", it.metadata.labels) };
                     let object = Object::Namespace(Box::new(namespace(it)));
                     Seen { id: object.id(), version, object: Ok(object) }
                 })
@@ -188,7 +223,9 @@ impl Watches {
         for (namespace, handle) in self.secrets.extract_if(.., |namespace, _| !namespaces.contains(namespace))
         {
             handle.abort();
-            changes.extend(catalogue.end(&Watch::Secrets(namespace)));
+            let watch = Watch::Secrets(namespace);
+            self.paths.remove(&watch);
+            changes.extend(catalogue.end(&watch));
         }
         for namespace in namespaces
             .iter()
@@ -210,9 +247,9 @@ impl Watches {
         K::Status: Reported,
     {
         let stored = Arc::clone(&self.stored);
-        let api = Api::<DeserializeGuard<K>>::all(self.client.clone());
-        followed(api, watcher::Config::default(), move |DeserializeGuard(it)| match it {
-            Ok(mut it) => {
+        let api = Api::<Lenient<K>>::all(self.client.clone());
+        followed(api, watcher::Config::default(), move |it| match (id(&it), it.0) {
+            (id, Ok(mut it)) => {
                 let version = Version {
                     uid: it.uid().unwrap_or_default(),
                     content: it.meta().generation.unwrap_or_default().to_string(),
@@ -221,16 +258,10 @@ impl Watches {
                 let status = it.status().map(Fingerprint::of);
                 *it.meta_mut() = slim(std::mem::take(it.meta_mut()));
                 let object = object(it);
-                let id = object.id();
                 stored.saw(&id, &version.uid, &revision, status);
                 Seen { id, version, object: Ok(object) }
             }
-            Err(InvalidObject { error, metadata }) => {
-                let id = ObjectId {
-                    kind: K::kind(&()).into_owned(),
-                    namespace: metadata.namespace.clone().unwrap_or_default(),
-                    name: metadata.name.clone().unwrap_or_default(),
-                };
+            (id, Err(Unreadable { error, metadata })) => {
                 // Its status tells of what is in force, and is written all the same.
                 let version = version(&metadata);
                 stored.saw_unreadable(&id, &version.uid, &version.content);
@@ -257,7 +288,7 @@ where
         Ok(Event::Init) => Told::Listing,
         Ok(Event::InitApply(object) | Event::Apply(object)) => Told::There(seen(object)),
         Ok(Event::InitDone) => Told::Listed,
-        Ok(Event::Delete(object)) => Told::Gone(seen(object).id),
+        Ok(Event::Delete(object)) => Told::Gone(id(&object)),
         Err(error) => Told::Failed(failure(&error, &plural)),
     };
     watcher(api, config).backoff(Pauses::default()).map(told).boxed()
@@ -273,9 +304,10 @@ impl Iterator for Pauses {
     fn next(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let pause = match self.0 {
-            Some((last, pause)) if now < last + 2 * LONGEST_PAUSE => (pause * 2).min(LONGEST_PAUSE),
-            Some(_) | None => FIRST_PAUSE,
+            Some((last, pause)) if now < last + 2 * LONGEST_PAUSE => pause,
+            Some(_) | None => Duration::ZERO,
         };
+        let pause = next_pause(pause, [FIRST_PAUSE, LONGEST_PAUSE]);
         self.0 = Some((now, pause));
         Some(pause)
     }
@@ -284,6 +316,14 @@ impl Iterator for Pauses {
 impl Backoff for Pauses {
     /// Nothing: it is called for the news that a list begins too, and lists may fail for hours.
     fn reset(&mut self) {}
+}
+
+fn id<K: Resource<DynamicType = ()>>(object: &K) -> ObjectId {
+    ObjectId {
+        kind: K::kind(&()).into_owned(),
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    }
 }
 
 /// What is left of an object's metadata: who manages which field takes more room than all the rest.
@@ -299,7 +339,7 @@ fn slim(metadata: ObjectMeta) -> ObjectMeta {
     }
 }
 
-/// Of a kind whose content has no generation.
+/// Of an object whose content has no generation, or none that can be believed.
 fn version(metadata: &ObjectMeta) -> Version {
     Version {
         uid: metadata.uid.clone().unwrap_or_default(),
@@ -321,7 +361,7 @@ fn failure(error: &watcher::Error, plural: &str) -> Failure {
         Error::NoResourceVersion => return Failure::Away(access::NOT_UNDERSTOOD.to_owned()),
     };
     match status.code {
-        401 | 403 => Failure::Denied(access::answer(status)),
+        403 => Failure::Denied(access::answer(status)),
         404 => Failure::Denied(format!(
             "the API server has no {plural}; install it: plimsoll crds | kubectl apply --server-side -f -"
         )),

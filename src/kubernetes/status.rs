@@ -5,26 +5,28 @@
 //! else is. Nothing is lost: what could not be written still differs from what is stored, and waits.
 
 use super::access;
-use super::at;
 use super::events::{self, Teller};
 use super::faults::Faults;
 use super::metrics::{Metrics, Requests, Why};
 use super::queue::{Job, Next, Queue, Wanted};
 use super::stored::{Entry, Fingerprint, Reported, Stored};
+use super::{at, next_pause};
 use crate::report::{Report, Sink, Standing};
 use crate::source::Fault;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::core::object::HasStatus;
 use kube::{Client, Resource};
 use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, ObjectId};
 use plimsoll_core::ids::ObjectName;
-use plimsoll_plan::Event;
+use plimsoll_plan::{Event, object_id};
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -180,6 +182,8 @@ struct Answer<S> {
 /// What the API server has after a write.
 #[derive(Debug)]
 struct Taken {
+    /// The version that was written to.
+    from: Arc<str>,
     version: String,
     status: Option<Fingerprint>,
 }
@@ -338,8 +342,10 @@ impl Task {
         let entry = self.stored.get(&job.id).filter(|entry| entry.uid == job.uid);
         Box::pin(async move {
             let Some((status, entry)) = standing.zip(entry) else { return (job, Err(Failure::Gone)) };
-            let outcome = match timeout(WITHIN, apply::<K>(&client, &job.id, &entry, &status)).await {
-                Ok(outcome) => outcome,
+            let writing = AssertUnwindSafe(apply::<K>(&client, &job.id, &entry, &status)).catch_unwind();
+            let outcome = match timeout(WITHIN, writing).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(Failure::Refused("a defect in the operator; see its log".to_owned())),
                 Err(_) => Err(Failure::Away(format!(
                     "the API server does not answer within {} s",
                     WITHIN.as_secs()
@@ -361,11 +367,15 @@ impl Task {
             tracing::debug!(object = %job.id, ?failure, "a status is not written");
         }
         match outcome {
-            Ok(Taken { version, status }) => {
+            Ok(Taken { from, version, status }) => {
                 self.metrics.writes.inc();
                 self.accepted(&job.id);
-                self.stored.wrote(&job.id, &job.uid, &version, status);
-                self.queue.written(job, status, now.into_std());
+                let there = self.stored.wrote(&job.id, &job.uid, [&from, &version], status);
+                self.queue.written(job, status, there, now.into_std());
+            }
+            // A watch has it: it is the status that there is not.
+            Err(Failure::Gone) if self.stored.get(&job.id).is_some_and(|entry| entry.uid == job.uid) => {
+                self.refused(job, "its definition has no status subresource", now);
             }
             Err(Failure::Gone) => {
                 self.forgive(kind, |refusals| {
@@ -383,25 +393,29 @@ impl Task {
                 let here = (kind.clone(), Some(job.id.namespace.clone()));
                 self.queue.bar(here, (now + DENIED_FOR).into_std());
             }
-            Err(Failure::Refused(words)) => {
-                let message = format!(
-                    "the status of {} is refused: {words}; if the definitions are of another version: \
-                     plimsoll crds | kubectl apply --server-side -f -",
-                    job.id
-                );
-                self.refuse(kind, message, |refusals| {
-                    refusals.objects.insert(Arc::clone(&job.id));
-                    refusals.in_a_row += 1;
-                });
-                self.queue.refused(job, now.into_std());
-                if self.refused.get(kind).is_some_and(|refusals| refusals.in_a_row % FLIGHTS == 0) {
-                    self.queue.bar((kind.clone(), None), (now + DENIED_FOR).into_std());
-                }
-            }
+            Err(Failure::Refused(words)) => self.refused(job, &words, now),
             Err(Failure::Away(why)) => {
                 self.queue.failed(job, now.into_std());
                 self.pause(&why, now);
             }
+        }
+    }
+
+    /// The status of one object is no good.
+    fn refused(&mut self, job: &Job, words: &str, now: Instant) {
+        let kind = &job.id.kind;
+        let message = format!(
+            "the status of {} is refused: {words}; if the definitions are of another version: \
+             plimsoll crds | kubectl apply --server-side -f -",
+            job.id
+        );
+        self.refuse(kind, message, |refusals| {
+            refusals.objects.insert(Arc::clone(&job.id));
+            refusals.in_a_row += 1;
+        });
+        self.queue.refused(job, now.into_std());
+        if self.refused.get(kind).is_some_and(|refusals| refusals.in_a_row % FLIGHTS == 0) {
+            self.queue.bar((kind.clone(), None), (now + DENIED_FOR).into_std());
         }
     }
 
@@ -432,11 +446,10 @@ impl Task {
     }
 
     fn pause(&mut self, why: &str, now: Instant) {
-        let [first, longest] = PAUSES;
         let away = self.away.get_or_insert(Away { since: now, pause: Duration::ZERO, until: now });
         // One that began before the pause says nothing new.
         if now >= away.until {
-            away.pause = (away.pause * 2).clamp(first, longest);
+            away.pause = next_pause(away.pause, PAUSES);
             away.until = now + away.pause;
         }
         if now >= away.since + PATIENCE {
@@ -499,9 +512,7 @@ impl Task {
 }
 
 fn id<K: Kind>(name: &ObjectName) -> Arc<ObjectId> {
-    let ObjectName { namespace, name } = name;
-    let kind = K::kind(&()).into_owned();
-    Arc::new(ObjectId { kind, namespace: namespace.clone(), name: name.clone() })
+    Arc::new(object_id(&K::kind(&()), name))
 }
 
 /// Writes one status; what the API server has of it then.
@@ -525,7 +536,11 @@ async fn apply<K: Kind>(
         .map_err(kube::Error::BuildRequest)?;
     let answer: Answer<K::Status> = client.request(request).await?;
     let version = answer.metadata.resource_version.unwrap_or_default();
-    Ok(Taken { version, status: answer.status.as_ref().map(Fingerprint::of) })
+    Ok(Taken {
+        from: Arc::clone(&entry.version),
+        version,
+        status: answer.status.as_ref().map(Fingerprint::of),
+    })
 }
 
 impl fmt::Debug for Task {

@@ -198,8 +198,13 @@ impl Stored {
 
     /// The API server has `id` in this version, which can't be read, and with it its status.
     pub(super) fn saw_unreadable(&self, id: &ObjectId, uid: &str, version: &str) {
-        let status = self.get(id).filter(|entry| *entry.uid == *uid).and_then(|entry| entry.status);
-        self.saw(id, uid, version, status);
+        let mut inner = self.inner();
+        if let Some(entry) = inner.entries.get_mut(id).filter(|entry| *entry.uid == *uid) {
+            entry.version = version.into();
+            return;
+        }
+        drop(inner);
+        self.saw(id, uid, version, None);
     }
 
     /// The API server has no `id` any more.
@@ -211,13 +216,23 @@ impl Stored {
         self.changed.notify_one();
     }
 
-    /// The object `uid` has taken this status and has this version since. If another stands there by now, or
-    /// none, that stays: what a watch has told meanwhile is newer.
-    pub(super) fn wrote(&self, id: &ObjectId, uid: &str, version: &str, status: Option<Fingerprint>) {
-        if let Some(entry) = self.inner().entries.get_mut(id).filter(|entry| *entry.uid == *uid) {
-            entry.version = version.into();
+    /// The object `uid`, in the version `from`, has taken this status and has the version `to` since; what stands
+    /// there now. If that is another by now, or of another version, it stays: the write was for `from` alone, so
+    /// what a watch has told meanwhile is newer.
+    pub(super) fn wrote(
+        &self,
+        id: &ObjectId,
+        uid: &str,
+        [from, to]: [&str; 2],
+        status: Option<Fingerprint>,
+    ) -> Option<Entry> {
+        let mut inner = self.inner();
+        let entry = inner.entries.get_mut(id).filter(|entry| *entry.uid == *uid)?;
+        if *entry.version == *from {
+            entry.version = to.into();
             entry.status = status;
         }
+        Some(entry.clone())
     }
 
     /// How `id` stands.
@@ -345,10 +360,23 @@ mod tests {
     fn a_late_answer_says_nothing_about_a_re_created_object() {
         let stored = Stored::default();
         stored.saw(&id(), "2", "20", None);
-        stored.wrote(&id(), "1", "19", Some(of(&status())));
+        assert_eq!(stored.wrote(&id(), "1", ["18", "19"], Some(of(&status()))), None);
         assert_eq!(stored.get(&id()).unwrap().status, None);
         stored.gone(&id());
-        stored.wrote(&id(), "2", "21", Some(of(&status())));
+        assert_eq!(stored.wrote(&id(), "2", ["20", "21"], Some(of(&status()))), None);
         assert_eq!(stored.get(&id()), None);
+    }
+
+    #[test]
+    fn a_late_answer_says_nothing_about_a_version_that_a_watch_has_told_meanwhile() {
+        let stored = Stored::default();
+        stored.saw(&id(), "1", "9", None);
+        // Written to 9, which became 10; edited by somebody since, and that was told first.
+        stored.saw(&id(), "1", "11", None);
+        let there = stored.wrote(&id(), "1", ["9", "10"], Some(of(&status()))).unwrap();
+        assert_eq!((&*there.version, there.status), ("11", None));
+        assert_eq!(stored.get(&id()), Some(there));
+        let there = stored.wrote(&id(), "1", ["11", "12"], Some(of(&status()))).unwrap();
+        assert_eq!((&*there.version, there.status), ("12", Some(of(&status()))));
     }
 }

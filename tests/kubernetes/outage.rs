@@ -68,8 +68,11 @@ fn what_happened_while_a_watch_had_expired_is_caught_up_with() {
     let received = gateway.received();
     let version = gateway.holds(&key("kept"));
 
-    // While the operator hears nothing, API server and etcd lose their memory: nothing can be resumed.
+    // While the operator hears nothing, API server and etcd lose their memory: nothing can be resumed. Its
+    // connections are cut first, or they would hold the news for it.
     cluster.operator.as_ref().unwrap().pause();
+    cluster.plane.kill_api_server();
+    cluster.plane.start_api_server().unwrap();
     cluster.apply(&budget("changed", "6"));
     cluster.kubectl(&["delete", "aibudget", "deleted", "--namespace=finance"]);
     cluster.apply(&budget("new", "8"));
