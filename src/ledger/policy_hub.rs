@@ -3,19 +3,20 @@
 //! Changes are numbered; a stream remembers how far it has been told, so one changed budget among 10,000
 //! costs one small delta, and what changes while a gateway is slow goes in one. A gateway holds an object
 //! from its acknowledgement on, and not before. A gateway that leaves without Close may go on serving, and
-//! counts until it is given up. Nothing here sends.
+//! counts until it is given up. What one gateway holds is [`gateway::Gateway`]'s. Nothing here sends.
 
+mod gateway;
+
+use gateway::Gateway;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::ledger::StreamId;
 use plimsoll_core::policy::{PolicyKey, PolicyObject, PolicyVersion};
 use plimsoll_core::protocol::{PolicyAck, PolicyDelta};
 use plimsoll_plan::{Instead, Link};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// The most characters that are kept of a gateway's reason.
-const MOST_WORDS: usize = 1_024;
 /// Deltas that one gateway may leave unacknowledged; then changes are gathered until it answers.
 const MAX_UNACKNOWLEDGED: usize = 8;
 /// How long a gateway that was there before this process started is taken to be on its way back, in
@@ -37,42 +38,15 @@ struct Hub {
     /// The number of the last change.
     change: u64,
     /// Current objects, with the change that brought them.
-    objects: BTreeMap<PolicyKey, (u64, PolicyObject)>,
+    objects: BTreeMap<Arc<PolicyKey>, (u64, PolicyObject)>,
     /// Keys by their last change, removed ones among them.
-    changes: BTreeMap<u64, PolicyKey>,
+    changes: BTreeMap<u64, Arc<PolicyKey>>,
     /// Removed keys that some stream may not have been told of, by their change.
-    removed: BTreeMap<PolicyKey, u64>,
+    removed: BTreeMap<Arc<PolicyKey>, u64>,
     gateways: BTreeMap<String, Gateway>,
+    /// All that there is, as what a gateway lacks that has not said what it holds; of which change.
+    everything: (u64, Arc<BTreeMap<PolicyKey, Instead>>),
     started: UnixMs,
-}
-
-/// The objects of one delta; `None`: removed.
-type Sent = Vec<(PolicyKey, Option<PolicyVersion>)>;
-
-#[derive(Debug, Default)]
-struct Gateway {
-    stream: Option<StreamId>,
-    /// It was there before this process started, and may still be on its way back.
-    awaited: bool,
-    /// It has said Hello to this process.
-    joined: bool,
-    /// It has said that it ends; what it was told is in force nowhere.
-    closed: bool,
-    /// The last change that it was told of.
-    told: u64,
-    /// The last delta's number.
-    number: u64,
-    /// Deltas that are not acknowledged, with their objects; `None`: removed.
-    sent: VecDeque<(u64, Sent)>,
-    /// The next delta is due even if it is empty: it answers Hello.
-    greet: bool,
-    holds: BTreeMap<PolicyKey, PolicyVersion>,
-    rejected: BTreeMap<PolicyKey, Rejection>,
-    /// Current objects that it does not hold, but for changes after `seen`.
-    lacks: Arc<BTreeMap<PolicyKey, Instead>>,
-    seen: u64,
-    acknowledged: Option<(u64, UnixMs)>,
-    left: UnixMs,
 }
 
 /// An object that a gateway does not understand; the predecessor stays in force there.
@@ -123,19 +97,13 @@ impl PolicyHub {
         let mut hub = self.hub();
         let before = hub.change;
         for object in changed {
-            if hub.objects.get(&object.key).is_some_and(|(_, current)| current.version == object.version) {
-                continue;
+            if hub.current(&object.key) != Some(object.version) {
+                hub.turn(object.key.clone(), Some(object));
             }
-            let change = hub.next_change(&object.key);
-            hub.removed.remove(&object.key);
-            hub.objects.insert(object.key.clone(), (change, object));
         }
         for key in removed {
             if hub.objects.contains_key(&key) {
-                let change = hub.next_change(&key);
-                hub.objects.remove(&key);
-                hub.gateways.values_mut().for_each(|gateway| gateway.compare(&key, None));
-                hub.removed.insert(key, change);
+                hub.turn(key, None);
             }
         }
         let after = hub.change;
@@ -151,10 +119,10 @@ impl PolicyHub {
     #[must_use]
     pub fn gateways(&self) -> Vec<GatewayState> {
         let mut hub = self.hub();
-        let Hub { change, objects, changes, gateways, .. } = &mut *hub;
-        let states = gateways.iter_mut().map(|(id, gateway)| {
-            gateway.catch_up(*change, objects, changes);
-            let is_current = |(key, rejection): &(&PolicyKey, &Rejection)| {
+        let everything = hub.everything();
+        let Hub { objects, gateways, .. } = &*hub;
+        let states = gateways.iter().map(|(id, gateway)| {
+            let is_current = |(key, rejection): &(&Arc<PolicyKey>, &Rejection)| {
                 objects.get(*key).is_some_and(|(_, object)| object.version == rejection.version)
             };
             let rejected = gateway.rejected.iter().filter(is_current);
@@ -163,8 +131,8 @@ impl PolicyHub {
                 link: gateway.link(),
                 awaited: gateway.awaited,
                 closed: gateway.closed,
-                lacks: Arc::clone(&gateway.lacks),
-                rejected: rejected.map(|(key, rejection)| (key.clone(), rejection.clone())).collect(),
+                lacks: Arc::clone(if gateway.joined { gateway.lacks() } else { &everything }),
+                rejected: rejected.map(|(key, rejection)| ((**key).clone(), rejection.clone())).collect(),
                 acknowledged: gateway.acknowledged,
             }
         });
@@ -175,11 +143,11 @@ impl PolicyHub {
     #[must_use]
     pub fn in_force(&self, key: &PolicyKey) -> InForce {
         let hub = self.hub();
-        let version = hub.objects.get(key).map(|(_, object)| object.version);
+        let version = hub.current(key);
         let mut found = InForce::default();
         for (id, gateway) in hub.gateways.iter().filter(|(_, gateway)| !gateway.closed) {
             found.total += 1;
-            if gateway.holds.get(key).copied() == version {
+            if gateway.holds(key, version) == version {
                 found.holding += 1;
                 continue;
             }
@@ -206,10 +174,9 @@ impl PolicyHub {
 
     /// These were there when the process before this one ended, and go on with what they hold.
     pub(super) fn await_back(&self, ids: impl IntoIterator<Item = String>, now: UnixMs) {
-        let awaited = || Gateway { awaited: true, left: now, ..Gateway::default() };
         let mut hub = self.hub();
         hub.started = now;
-        hub.gateways.extend(ids.into_iter().map(|id| (id, awaited())));
+        hub.gateways.extend(ids.into_iter().map(|id| (id, Gateway::expected(now))));
         drop(hub);
         self.gateways.send_modify(|moved| *moved += 1);
     }
@@ -217,14 +184,18 @@ impl PolicyHub {
     /// A gateway said Hello on `stream` and was welcomed.
     pub(super) fn join(&self, id: &str, stream: StreamId, held: Vec<(PolicyKey, PolicyVersion)>) {
         let mut hub = self.hub();
-        let gateway = Gateway {
-            stream: Some(stream),
-            awaited: hub.gateways.get(id).is_some_and(|before| before.awaited),
-            joined: true,
-            greet: true,
-            holds: held.into_iter().collect(),
-            ..Gateway::default()
-        };
+        let awaited = hub.gateways.get(id).is_some_and(|before| before.awaited);
+        let mut gateway = Gateway::joining(stream, awaited, held.is_empty());
+        let mut held: BTreeMap<PolicyKey, PolicyVersion> = held.into_iter().collect();
+        for (key, (_, object)) in &hub.objects {
+            let held = held.remove(&**key);
+            if held != Some(object.version) {
+                gateway.hold(key, held, Some(object.version));
+            }
+        }
+        for (key, version) in held {
+            gateway.hold(&Arc::new(key), Some(version), None);
+        }
         hub.gateways.insert(id.to_owned(), gateway);
         drop(hub);
         self.gateways.send_modify(|moved| *moved += 1);
@@ -238,33 +209,29 @@ impl PolicyHub {
         if gateway.sent.len() >= MAX_UNACKNOWLEDGED {
             return None;
         }
-        let mut objects = Vec::new();
-        let mut removed = Vec::new();
-        let mut whole = false;
+        let mut changed: Vec<Arc<PolicyKey>> = Vec::new();
+        // It says what it holds, so only the difference goes; who holds nothing gets all.
+        let whole = gateway.greet && gateway.is_empty;
         if gateway.greet {
-            // It says what it holds, so only the difference goes; who holds nothing gets all.
-            whole = gateway.holds.is_empty();
-            let differs = |object: &PolicyObject| gateway.holds.get(&object.key) != Some(&object.version);
-            objects.extend(
-                hub.objects.values().map(|(_, object)| object).filter(|object| differs(object)).cloned(),
-            );
-            removed.extend(gateway.holds.keys().filter(|key| !hub.objects.contains_key(key)).cloned());
+            changed.extend(gateway.differing().chain(gateway.strays()).cloned());
         } else {
             if gateway.told == hub.change {
                 return None;
             }
-            for key in hub.changes.range(gateway.told + 1..).map(|(_, key)| key) {
-                match hub.objects.get(key) {
-                    Some((_, object)) => objects.push(object.clone()),
-                    None => removed.push(key.clone()),
-                }
+            changed.extend(hub.changes.range(gateway.told + 1..).map(|(_, key)| Arc::clone(key)));
+        }
+        let (mut objects, mut removed, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+        for key in changed {
+            let object = hub.objects.get(&key).map(|(_, object)| object);
+            match object {
+                Some(object) => objects.push(object.clone()),
+                None => removed.push((*key).clone()),
             }
+            sent.push((key, object.map(|object| object.version)));
         }
         gateway.greet = false;
         gateway.told = hub.change;
         gateway.number += 1;
-        let sent = objects.iter().map(|object| (object.key.clone(), Some(object.version)));
-        let sent = sent.chain(removed.iter().map(|key| (key.clone(), None))).collect();
         gateway.sent.push_back((gateway.number, sent));
         Some(PolicyDelta { number: gateway.number, whole, objects, removed })
     }
@@ -277,33 +244,8 @@ impl PolicyHub {
             return;
         };
         let was_full = gateway.sent.len() >= MAX_UNACKNOWLEDGED;
-        // What a condition shows of it.
-        let words = |words: String| words.chars().take(MOST_WORDS).collect();
-        let rejected: BTreeMap<PolicyKey, String> =
-            ack.rejected.into_iter().map(|(key, reason)| (key, words(reason))).collect();
-        while gateway.sent.front().is_some_and(|(number, _)| *number <= ack.number) {
-            let Some((_, objects)) = gateway.sent.pop_front() else { break };
-            for (key, version) in objects {
-                match (version, rejected.get(&key)) {
-                    (Some(version), Some(reason)) => {
-                        let rejection = Rejection { version, reason: reason.clone() };
-                        gateway.rejected.insert(key.clone(), rejection);
-                    }
-                    (Some(version), None) => {
-                        gateway.rejected.remove(&key);
-                        gateway.holds.insert(key.clone(), version);
-                    }
-                    (None, _) => {
-                        gateway.rejected.remove(&key);
-                        gateway.holds.remove(&key);
-                    }
-                }
-                // It may be another one by now.
-                let current = hub.objects.get(&key).map(|(_, object)| object.version);
-                gateway.compare(&key, current);
-            }
-        }
-        gateway.acknowledged = Some((ack.number, now));
+        let objects = &hub.objects;
+        gateway.acknowledge(ack, |key| objects.get(key).map(|(_, object)| object.version), now);
         hub.forget_told();
         drop(guard);
         if was_full {
@@ -318,7 +260,7 @@ impl PolicyHub {
         let Some(gateway) = hub.gateways.get_mut(id).filter(|gateway| gateway.stream == Some(stream)) else {
             return;
         };
-        *gateway = Gateway { joined: true, closed: true, left: now, ..Gateway::default() };
+        *gateway = Gateway::ended(now);
         drop(hub);
         self.gateways.send_modify(|moved| *moved += 1);
     }
@@ -357,59 +299,49 @@ impl PolicyHub {
     }
 }
 
-impl Gateway {
-    fn link(&self) -> Link {
-        match self.stream {
-            Some(_) => Link::Up,
-            None if self.awaited && !self.joined => Link::Expected,
-            None => Link::Down { since: self.left },
-        }
-    }
-
-    /// Brings `lacks` up to `change`, by what changed since it was last looked at.
-    fn catch_up(
-        &mut self,
-        change: u64,
-        objects: &BTreeMap<PolicyKey, (u64, PolicyObject)>,
-        changes: &BTreeMap<u64, PolicyKey>,
-    ) {
-        if self.closed {
-            return;
-        }
-        for key in changes.range(self.seen + 1..).map(|(_, key)| key) {
-            self.compare(key, objects.get(key).map(|(_, object)| object.version));
-        }
-        self.seen = change;
-    }
-
-    /// Notes whether it lacks `key`, which has the version `current`; `None`: there is no such object.
-    fn compare(&mut self, key: &PolicyKey, current: Option<PolicyVersion>) {
-        let instead = match (current, self.holds.get(key)) {
-            (None, _) => None,
-            (Some(current), Some(held)) => (current != *held).then_some(Instead::Before),
-            (Some(_), None) => Some(Instead::Nothing),
-        };
-        // The map may be shared with a report: it is taken apart only for a change.
-        match (instead, self.lacks.get(key).copied()) {
-            (Some(now), before) if before != Some(now) => {
-                Arc::make_mut(&mut self.lacks).insert(key.clone(), now);
-            }
-            (None, Some(_)) => drop(Arc::make_mut(&mut self.lacks).remove(key)),
-            (Some(_) | None, _) => {}
-        }
-    }
-}
-
 impl Hub {
-    fn next_change(&mut self, key: &PolicyKey) -> u64 {
-        let last =
-            self.objects.get(key).map(|(change, _)| *change).or_else(|| self.removed.get(key).copied());
-        if let Some(last) = last {
+    /// The version of `key` that should be in force.
+    fn current(&self, key: &PolicyKey) -> Option<PolicyVersion> {
+        self.objects.get(key).map(|(_, object)| object.version)
+    }
+
+    /// From now on `object` is current of `key`; `None`: nothing.
+    fn turn(&mut self, key: PolicyKey, object: Option<PolicyObject>) {
+        // One that was there before, so that all share it.
+        let known = self.objects.get_key_value(&key).map(|(key, _)| Arc::clone(key));
+        let known = known.or_else(|| self.removed.get_key_value(&key).map(|(key, _)| Arc::clone(key)));
+        let key = known.unwrap_or_else(|| Arc::new(key));
+        let (before, now) = (self.current(&key), object.as_ref().map(|object| object.version));
+        let last = self.objects.get(&key).map(|(change, _)| *change);
+        if let Some(last) = last.or_else(|| self.removed.get(&key).copied()) {
             self.changes.remove(&last);
         }
         self.change += 1;
-        self.changes.insert(self.change, key.clone());
-        self.change
+        self.changes.insert(self.change, Arc::clone(&key));
+        for gateway in self.gateways.values_mut() {
+            gateway.turn(&key, before, now);
+        }
+        match object {
+            Some(object) => {
+                self.removed.remove(&key);
+                self.objects.insert(key, (self.change, object));
+            }
+            None => {
+                self.objects.remove(&key);
+                self.removed.insert(key, self.change);
+            }
+        }
+    }
+
+    /// What a gateway lacks that holds nothing; nothing at all while there is no such gateway.
+    fn everything(&mut self) -> Arc<BTreeMap<PolicyKey, Instead>> {
+        if self.gateways.values().all(|gateway| gateway.joined) {
+            self.everything = Default::default();
+        } else if self.everything.0 != self.change {
+            let all = self.objects.keys().map(|key| ((**key).clone(), Instead::Nothing));
+            self.everything = (self.change, Arc::new(all.collect()));
+        }
+        Arc::clone(&self.everything.1)
     }
 
     /// Forgets removals that every stream has been told of; new ones compare what they hold.
@@ -581,22 +513,44 @@ mod tests {
             (seed >> 33) % below
         };
         let mut stream = 0;
+        // What it holds by what it was told, and what it said of it.
+        let mut holds: BTreeMap<PolicyKey, PolicyVersion> = BTreeMap::new();
+        let mut heard: Vec<PolicyDelta> = Vec::new();
         for step in 0..2_000 {
             let name = draw(6).to_string();
             match draw(8) {
                 0..=2 => hub.publish(vec![object(&name, &draw(3).to_string())], vec![]),
                 3 => hub.publish(vec![], vec![object(&name, "").key]),
-                4 => drop(hub.delta(GW.0, StreamId(stream))),
+                4 => heard.extend(hub.delta(GW.0, StreamId(stream))),
                 5 | 6 => {
-                    let rejected =
-                        if draw(4) == 0 { vec![(object(&name, "").key, "no".into())] } else { vec![] };
-                    let number = hub.hub().gateways.get(GW.0).map_or(0, |gateway| gateway.number);
+                    let Some(number) = heard.last().map(|delta| delta.number) else { continue };
+                    let refuses = draw(4) == 0;
+                    let rejects = |key: &PolicyKey| refuses && *key == object(&name, "").key;
+                    let mut rejected = vec![];
+                    for delta in heard.drain(..) {
+                        holds.retain(|key, _| !delta.removed.contains(key));
+                        for object in delta.objects {
+                            if rejects(&object.key) {
+                                rejected.push((object.key, "no".to_owned()));
+                            } else {
+                                holds.insert(object.key, object.version);
+                            }
+                        }
+                    }
                     hub.acknowledge(GW.0, StreamId(stream), PolicyAck { number, rejected }, NOW);
                 }
-                _ if draw(3) == 0 => hub.leave(GW.0, StreamId(stream), NOW),
+                _ if draw(3) == 0 => {
+                    hub.leave(GW.0, StreamId(stream), NOW);
+                    heard.clear();
+                }
                 _ => {
                     stream += 1;
-                    let held = vec![(object(&name, "").key, PolicyVersion::of(&draw(3).to_string()))];
+                    heard.clear();
+                    let (key, version) = (object(&name, "").key, PolicyVersion::of(&draw(3).to_string()));
+                    if draw(2) == 0 {
+                        holds.insert(key, version);
+                    }
+                    let held = holds.iter().map(|(key, version)| (key.clone(), *version)).collect();
                     hub.join(GW.0, StreamId(stream), held);
                 }
             }
@@ -606,13 +560,28 @@ mod tests {
             }
             let Some(state) = hub.gateways().pop() else { continue };
             let hub = hub.hub();
-            let gateway = &hub.gateways[GW.0];
-            let lacks = hub.objects.iter().filter_map(|(key, (_, object))| match gateway.holds.get(key) {
+            let lacks = hub.objects.iter().filter_map(|(key, (_, object))| match holds.get(&**key) {
                 Some(version) if *version == object.version => None,
-                Some(_) => Some((key.clone(), Instead::Before)),
-                None => Some((key.clone(), Instead::Nothing)),
+                Some(_) => Some(((**key).clone(), Instead::Before)),
+                None => Some(((**key).clone(), Instead::Nothing)),
             });
             assert_eq!(*state.lacks, lacks.collect(), "step {step}");
         }
+    }
+
+    #[test]
+    fn a_gateway_that_holds_everything_costs_nothing() {
+        let hub = PolicyHub::default();
+        hub.publish((0..100).map(|n| object(&n.to_string(), "1")).collect(), vec![]);
+        hub.join(GW.0, GW.1, vec![]);
+        hub.delta(GW.0, GW.1).unwrap();
+        ack(&hub, 1, vec![]);
+        hub.publish(vec![object("7", "2")], vec![object("8", "").key]);
+        hub.delta(GW.0, GW.1).unwrap();
+        ack(&hub, 2, vec![]);
+        let hub = hub.hub();
+        let gateway = &hub.gateways[GW.0];
+        assert_eq!((gateway.differing().count(), gateway.strays().count(), gateway.sent.len()), (0, 0, 0));
+        assert!(gateway.lacks().is_empty());
     }
 }
