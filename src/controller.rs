@@ -6,34 +6,32 @@
 //! and ledger say they hold, never from what was meant.
 
 mod applied;
+mod clusters;
 mod conditions;
+mod earlier;
 pub mod memory;
-mod stored;
+mod reporter;
 mod touched;
 
 use crate::config::{Config, ConfigError};
-use crate::gateway::{Discovery, ResourceKey, Snapshot, cluster, secret};
+use crate::gateway::Discovery;
 use crate::http::Health;
 use crate::ledger::LedgerHandle;
 use crate::metrics::Metrics;
-use crate::report::{Report, Sink, Standing};
+use crate::report::{Report, Sink};
 use crate::source::{Batch, Change, Fault, Places};
-use conditions::Conditions;
-use kube::api::ObjectMeta;
+use clusters::Clusters;
 use memory::Memory;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
-use plimsoll_plan::{
-    Applied, EnvoyCluster, EventKind, Planner, Problem, Settings, World, events, object_id, status,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use plimsoll_plan::{EventKind, Planner, Settings, World};
+use reporter::{Reporter, Scene};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use stored::Stored;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use touched::Touched;
 
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(20);
@@ -43,12 +41,6 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// The least time between two reports.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a cluster outlives the policy that named it: gateways hear of both on different streams.
-const LINGER: Duration = Duration::from_secs(30);
-
-/// Names in one message.
-const MOST_NAMES: usize = 10;
 
 /// The longest sleep; the loop shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -94,26 +86,12 @@ pub struct Inputs {
 struct Controller<K> {
     parts: Parts<K>,
     planner: Planner,
-    /// What gateways should have by xDS.
-    snapshot: Snapshot,
-    /// Clusters that no policy names any more, and until when they stay.
-    lingering: BTreeMap<String, (EnvoyCluster, Instant)>,
-    clusters: BTreeMap<String, EnvoyCluster>,
+    clusters: Clusters,
     source_faults: Vec<Fault>,
     config_fault: Option<Fault>,
     memory_fault: Option<Fault>,
     sink_faults: Vec<Fault>,
-    /// Of the last report: what is wrong with objects that can be read.
-    problems: BTreeSet<Fault>,
-    report: Arc<Report>,
-    /// Statuses of before this process, of objects that no report had yet.
-    stored: Stored,
-    /// Condition lists, so that equal ones are held once.
-    conditions: Conditions,
-    /// What the report was made of.
-    applied: Applied,
-    /// Budgets that were planned anew since the report.
-    touched: Touched,
+    reporter: Reporter,
     stale: bool,
     reported: Option<Instant>,
 }
@@ -208,19 +186,12 @@ impl<K: Sink> Controller<K> {
         Self {
             parts,
             planner,
-            snapshot: Snapshot::default(),
-            lingering: BTreeMap::new(),
-            clusters: BTreeMap::new(),
+            clusters: Clusters::default(),
             source_faults: vec![],
             config_fault: None,
             memory_fault: None,
             sink_faults: Vec::new(),
-            problems: BTreeSet::new(),
-            report: Arc::default(),
-            stored: Stored::default(),
-            conditions: Conditions::default(),
-            applied: Applied::default(),
-            touched: Touched::All,
+            reporter: Reporter::default(),
             stale: true,
             reported: None,
         }
@@ -231,12 +202,12 @@ impl<K: Sink> Controller<K> {
             match change {
                 Change::Put(mut object) => {
                     tracing::debug!(object = %object.id(), "changed");
-                    self.stored.take(&mut object, &self.report);
+                    self.reporter.take_over(&mut object);
                     self.planner.put(object);
                 }
                 Change::Gone(id) => {
                     tracing::info!(object = %id, "gone");
-                    self.stored.forget(&id);
+                    self.reporter.forget(&id);
                     self.planner.remove(&id);
                 }
                 Change::Whole => {
@@ -304,12 +275,10 @@ impl<K: Sink> Controller<K> {
     async fn apply(&mut self) {
         let at = Instant::now();
         let delta = self.planner.replan(self.parts.ledger.now());
-        let buried = self.lingering.len();
-        self.lingering.retain(|_, (_, until)| *until > at);
-        if delta.clusters || buried != self.lingering.len() {
+        if delta.clusters || self.clusters.due().is_some_and(|due| due <= at) {
             self.publish_clusters(at);
         }
-        self.touched.planned(&delta);
+        self.reporter.planned(&delta);
         self.remember(&delta.policy);
         // The first plan lets gateways in, whatever is in it.
         let first = !self.parts.ledger.is_open();
@@ -360,34 +329,10 @@ impl<K: Sink> Controller<K> {
     }
 
     fn publish_clusters(&mut self, now: Instant) {
-        let plan = self.planner.plan();
-        let gone = self.clusters.iter().filter(|(name, _)| !plan.clusters.contains_key(*name));
-        for (name, cluster) in gone {
-            self.lingering.insert(name.clone(), (cluster.clone(), now + LINGER));
-        }
-        self.lingering.retain(|name, _| !plan.clusters.contains_key(name));
-        self.clusters = plan.clusters.clone();
-        let mut snapshot = Snapshot::default();
-        let ca_file = &self.parts.config.1.provider_ca_file;
-        for cluster in plan.clusters.values().chain(self.lingering.values().map(|(cluster, _)| cluster)) {
-            snapshot.insert(ResourceKey::cluster(&cluster.name), &cluster::cluster(cluster, ca_file), b"");
-            let Some(reference) = &cluster.inject_key else { continue };
-            let World { secrets, secrets_denied, .. } = self.planner.world();
-            let name = secret::name(reference);
-            let resource = ResourceKey::secret(&name);
-            match secrets.get(&reference.secret) {
-                Some(keys) => {
-                    if let Some(key) = keys.get(&reference.key) {
-                        let content = secret::secret(&name, key.expose());
-                        snapshot.insert(resource, &content, &self.parts.salt);
-                    }
-                }
-                None if secrets_denied.contains_key(&reference.secret.namespace) => snapshot.leave(resource),
-                None => {}
-            }
-        }
-        self.snapshot = snapshot.clone();
-        self.parts.discovery.publish(snapshot);
+        let Parts { config: (_, config), salt, discovery, .. } = &self.parts;
+        let (wanted, world) = (&self.planner.plan().clusters, self.planner.world());
+        let snapshot = self.clusters.update(wanted, world, &config.provider_ca_file, salt, now);
+        discovery.publish(snapshot.clone());
     }
 
     /// When something is due although nothing is heard.
@@ -398,8 +343,8 @@ impl<K: Sink> Controller<K> {
         if let Ok(window) = u64::try_from(window) {
             wake = wake.min(now + Duration::from_millis(window.min(60_000)));
         }
-        if let Some(until) = self.lingering.values().map(|(_, until)| *until).min() {
-            wake = wake.min(until);
+        if let Some(due) = self.clusters.due() {
+            wake = wake.min(due);
         }
         if self.stale {
             wake = wake.min(self.reported.map_or(now, |at| at + REPORT_EVERY));
@@ -416,130 +361,30 @@ impl<K: Sink> Controller<K> {
         }
         self.stale = false;
         self.reported = Some(now);
-        let report = self.make_report(self.parts.ledger.now());
+        let report = self.report(self.parts.ledger.now());
         self.parts.metrics.observe(&report);
         self.parts.metrics.report_seconds.observe(now.elapsed().as_secs_f64());
-        let report = Arc::new(report);
         self.parts.sink.put(&report);
-        self.parts.latest.send_replace(Arc::clone(&report));
-        self.report = report;
+        self.parts.latest.send_replace(report);
     }
 
-    /// Only what can differ from the report before is made anew: most of 10,000 budgets stand still.
-    fn make_report(&mut self, now: UnixMs) -> Report {
-        let (world, plan) = (self.planner.world(), self.planner.plan());
-        let applied = applied::applied(&self.parts.ledger, &self.parts.discovery, plan, &self.snapshot, now);
-        let touched = std::mem::take(&mut self.touched).applied(&self.applied, &applied);
-        let old = &self.report;
-        let stored = std::mem::take(&mut self.stored);
-        let mut report = Report { time: now, ..Report::default() };
-        for (name, object) in &world.budgets {
-            let before = same_object(&old.budgets, name, &object.metadata);
-            if let (false, Some(before), Some(rows)) = (touched.contains(name), before, old.table.get(name)) {
-                report.budgets.insert(name.clone(), before.clone());
-                report.table.insert(name.clone(), Arc::clone(rows));
-                continue;
-            }
-            let was = before.map(|before| &*before.status).or_else(|| stored.budgets.get(name));
-            let mut status = status::budget(name, object, was, plan, &applied, now);
-            self.conditions.share(&mut status.conditions);
-            for event in events(was, &status) {
-                let id = object_id("AIBudget", name);
-                self.parts.sink.tell(&id, &event);
-                match event.kind {
-                    EventKind::Normal => {
-                        tracing::info!(budget = %name, reason = event.reason, "{}", event.message);
-                    }
-                    EventKind::Warning => {
-                        tracing::warn!(budget = %name, reason = event.reason, "{}", event.message);
-                    }
+    fn report(&mut self, now: UnixMs) -> Arc<Report> {
+        let Parts { ledger, discovery, memory: (memory, _), places, sink, .. } = &mut self.parts;
+        let plan = self.planner.plan();
+        let applied = applied::applied(ledger, discovery, plan, self.clusters.snapshot(), now);
+        let faults = self.config_fault.iter().chain(&self.memory_fault).chain(&self.source_faults);
+        let faults = faults.chain(&self.sink_faults).cloned().collect();
+        let scene = Scene { planner: &self.planner, places, memory: memory.path() };
+        let (report, events) = self.reporter.make(&scene, applied, faults, now);
+        for (id, event) in events {
+            sink.tell(&id, &event);
+            match event.kind {
+                EventKind::Normal => tracing::info!(object = %id, reason = event.reason, "{}", event.message),
+                EventKind::Warning => {
+                    tracing::warn!(object = %id, reason = event.reason, "{}", event.message)
                 }
             }
-            let rows = applied::rows(name, object, &status, plan, &applied);
-            // What is the same is held once, while the report before is still read.
-            report.table.insert(name.clone(), same(old.table.get(name), rows));
-            let uid = object.metadata.uid.as_deref();
-            report.budgets.insert(name.clone(), Standing::new(uid, status, before));
         }
-        for (name, object) in &world.routes {
-            let before = same_object(&old.routes, name, &object.metadata);
-            let was = before.map(|before| &*before.status).or_else(|| stored.routes.get(name));
-            let mut status = status::route(name, object, was, plan, &applied, now);
-            self.conditions.share(&mut status.conditions);
-            let uid = object.metadata.uid.as_deref();
-            report.routes.insert(name.clone(), Standing::new(uid, status, before));
-        }
-        for (name, object) in &world.backends {
-            let before = same_object(&old.backends, name, &object.metadata);
-            let was = before.map(|before| &*before.status).or_else(|| stored.backends.get(name));
-            let status = status::backend(name, object, was, plan, &applied, now);
-            let uid = object.metadata.uid.as_deref();
-            report.backends.insert(name.clone(), Standing::new(uid, status, before));
-        }
-        report.ledger = applied::ledger(&applied);
-        report.gateways = applied::gateways(&applied, plan);
-        let problems = self.problems();
-        for fault in problems.difference(&self.problems) {
-            tracing::warn!(place = fault.place, object = fault.object, "{}", fault.message);
-        }
-        let faults = self.config_fault.iter().chain(&self.memory_fault).chain(&self.source_faults);
-        report.faults = faults.chain(&self.sink_faults).chain(&problems).cloned().collect();
-        self.problems = problems;
-        self.applied = applied;
         report
     }
-
-    /// What is wrong although every object could be read: where it stands, and what is in force in its
-    /// place.
-    fn problems(&self) -> BTreeSet<Fault> {
-        let plan = self.planner.plan();
-        let fault = |kind: &str, name: &ObjectName, problem: &Problem, kept: bool| {
-            let id = object_id(kind, name);
-            let kept = if kept { ". The version before it stays in force." } else { "" };
-            Fault {
-                place: self.parts.places.of(&id).unwrap_or_else(|| kind.to_owned()),
-                object: Some(id.to_string()),
-                message: format!("{}{kept}", problem.message),
-            }
-        };
-        let budgets = plan.budgets.iter().flat_map(|(name, budget)| {
-            budget.problems.iter().map(|problem| fault("AIBudget", name, problem, !budget.limits.is_empty()))
-        });
-        let backends = plan.backends.iter().flat_map(|(name, backend)| {
-            backend
-                .problems
-                .iter()
-                .map(|problem| fault("ModelBackend", name, problem, backend.allowed.is_some()))
-        });
-        let mut faults: BTreeSet<Fault> = budgets.chain(backends).collect();
-        let untold: Vec<String> = self.planner.untold().map(ToString::to_string).collect();
-        if !untold.is_empty() {
-            let more = match untold.len().saturating_sub(MOST_NAMES) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let names = untold[..untold.len().min(MOST_NAMES)].join(", ");
-            let message = format!(
-                "in force before the operator started, and not found in what can be read: {names}{more}. They \
-                 stay in force until everything can be read; mend what is named here"
-            );
-            let place = self.parts.memory.0.path().display().to_string();
-            faults.insert(Fault { place, object: None, message });
-        }
-        faults
-    }
-}
-
-/// How `name` stood, unless another object has the name by now: what its predecessor was says nothing of it.
-fn same_object<'a, S>(
-    standings: &'a BTreeMap<ObjectName, Standing<S>>,
-    name: &ObjectName,
-    metadata: &ObjectMeta,
-) -> Option<&'a Standing<S>> {
-    standings.get(name).filter(|standing| standing.uid.as_deref() == metadata.uid.as_deref())
-}
-
-/// `before` if it is equal to `now`.
-fn same<T: PartialEq>(before: Option<&Arc<T>>, now: T) -> Arc<T> {
-    before.filter(|before| ***before == now).map_or_else(|| Arc::new(now), Arc::clone)
 }

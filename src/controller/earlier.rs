@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 
 /// Those that no report has taken over yet.
 #[derive(Debug, Default)]
-pub(super) struct Stored {
+pub(super) struct Earlier {
     pub(super) budgets: BTreeMap<ObjectName, AIBudgetStatus>,
     pub(super) routes: BTreeMap<ObjectName, ModelRouteStatus>,
     pub(super) backends: BTreeMap<ObjectName, ModelBackendStatus>,
 }
 
-impl Stored {
+impl Earlier {
     /// Takes the status out of `object`, where statuses are not kept; one that `report` has a word on is
     /// ours already.
     pub(super) fn take(&mut self, object: &mut Object, report: &Report) {
