@@ -35,6 +35,8 @@ pub struct Planner {
 #[derive(Debug, Default)]
 struct Marked {
     installation: bool,
+    /// Everything that selects namespaces by their labels: looked for once, however many namespaces came.
+    selectors: bool,
     budgets: BTreeSet<ObjectName>,
     routes: BTreeSet<ObjectName>,
     backends: BTreeSet<ObjectName>,
@@ -170,6 +172,9 @@ impl Planner {
 
     /// Brings the plan up to date.
     pub fn replan(&mut self, now: UnixMs) -> Delta {
+        if std::mem::take(&mut self.marked.selectors) {
+            self.mark_selectors();
+        }
         let marked = std::mem::take(&mut self.marked);
         let mut delta = Delta::default();
         if marked.installation {
@@ -192,6 +197,7 @@ impl Planner {
     fn mark_all(&mut self) {
         self.marked = Marked {
             installation: true,
+            selectors: false,
             budgets: self.world.budgets.keys().chain(self.plan.budgets.keys()).cloned().collect(),
             routes: self.world.routes.keys().chain(self.plan.routes.keys()).cloned().collect(),
             backends: self.world.backends.keys().chain(self.plan.backends.keys()).cloned().collect(),
@@ -205,7 +211,7 @@ impl Planner {
             "AIBudget" => drop(self.marked.budgets.insert(name)),
             "ModelRoute" => self.mark_route(name),
             "ModelBackend" => self.mark_backend(name),
-            "Namespace" => self.mark_selectors(),
+            "Namespace" => self.marked.selectors = true,
             "Secret" => {
                 let uses = |backend: &plimsoll_api::ModelBackend| {
                     backend.spec.provider.api_key_secret_ref.as_ref().is_some_and(|key| key.name == name.name)

@@ -4,6 +4,7 @@
 //! Nothing here decides what is enforced: with the API server away the last state stays in force.
 
 mod access;
+mod apply;
 mod catalogue;
 mod events;
 mod faults;

@@ -4,26 +4,22 @@
 //! the order and at the rates of [`Queue`], by server-side apply, so that the status is ours and nothing
 //! else is. Nothing is lost: what could not be written still differs from what is stored, and waits.
 
-use super::access;
+use super::apply::{Failure, Kind, Taken, apply};
 use super::events::{self, Teller};
 use super::faults::Faults;
-use super::metrics::{Metrics, Requests, Why};
+use super::metrics::{Metrics, Requests};
 use super::queue::{Job, Next, Queue, Wanted};
-use super::stored::{Entry, Fingerprint, Reported, Stored};
+use super::stored::{Fingerprint, Stored};
 use super::{at, next_pause};
-use crate::report::{Report, Sink, Standing};
+use crate::report::{Report, Sink};
 use crate::source::Fault;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use kube::api::{ObjectMeta, Patch, PatchParams};
-use kube::core::object::HasStatus;
-use kube::{Client, Resource};
+use kube::Client;
 use plimsoll_api::{AIBudget, ModelBackend, ModelRoute, ObjectId};
 use plimsoll_core::ids::ObjectName;
 use plimsoll_plan::{Event, object_id};
 use prometheus_client::registry::Registry;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -32,9 +28,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-
-/// Who owns statuses, in `metadata.managedFields`.
-const MANAGER: &str = "plimsoll-status";
 
 /// Writes at the same time.
 const FLIGHTS: usize = 8;
@@ -122,111 +115,6 @@ impl Tasks {
         let ended = async { while self.0.join_next().await.is_some() {} };
         if timeout(END_WITHIN, ended).await.is_err() {
             tracing::warn!("not every status and Event could be written before the end");
-        }
-    }
-}
-
-/// A kind that has statuses.
-trait Kind:
-    Resource<DynamicType = ()> + HasStatus<Status: Reported + DeserializeOwned + Send + Sync + 'static>
-{
-    /// Its statuses in `report`.
-    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>>;
-}
-
-impl Kind for AIBudget {
-    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
-        &report.budgets
-    }
-}
-
-impl Kind for ModelRoute {
-    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
-        &report.routes
-    }
-}
-
-impl Kind for ModelBackend {
-    fn standings(report: &Report) -> &BTreeMap<ObjectName, Standing<Self::Status>> {
-        &report.backends
-    }
-}
-
-/// What is sent. The version makes the API server refuse it for a successor of the same name.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Apply<'a, S> {
-    api_version: &'a str,
-    kind: &'a str,
-    metadata: Metadata<'a>,
-    status: &'a S,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    resource_version: &'a str,
-}
-
-/// What is read of the answer: the spec may be one that this version can't read.
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "S: DeserializeOwned"))]
-struct Answer<S> {
-    metadata: ObjectMeta,
-    #[serde(default)]
-    status: Option<S>,
-}
-
-/// What the API server has after a write.
-#[derive(Debug)]
-struct Taken {
-    /// The version that was written to.
-    from: Arc<str>,
-    version: String,
-    status: Option<Fingerprint>,
-}
-
-/// Why a status was not written.
-#[derive(Debug, PartialEq, Eq)]
-enum Failure {
-    /// There is no such object.
-    Gone,
-    /// It has changed meanwhile, or another object has the name.
-    Conflict,
-    /// It may not be: which right is missing.
-    Denied(String),
-    /// It can't be: the API server's words.
-    Refused(String),
-    /// It may be later.
-    Away(String),
-}
-
-impl Failure {
-    fn why(&self) -> Why {
-        let why = match self {
-            Self::Gone => "gone",
-            Self::Conflict => "conflict",
-            Self::Denied(_) => "denied",
-            Self::Refused(_) => "refused",
-            Self::Away(_) => "away",
-        };
-        Why { why }
-    }
-}
-
-impl From<kube::Error> for Failure {
-    fn from(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) if status.is_not_found() => Self::Gone,
-            kube::Error::Api(status) if status.is_conflict() => Self::Conflict,
-            kube::Error::Api(status) => match access::missing_rule(&status) {
-                Some(rule) => Self::Denied(rule.to_string()),
-                None if access::may_pass(&status) => Self::Away(access::words(&kube::Error::Api(status))),
-                None => Self::Refused(status.message),
-            },
-            error => Self::Away(access::words(&error)),
         }
     }
 }
@@ -513,34 +401,6 @@ impl Task {
 
 fn id<K: Kind>(name: &ObjectName) -> Arc<ObjectId> {
     Arc::new(object_id(&K::kind(&()), name))
-}
-
-/// Writes one status; what the API server has of it then.
-async fn apply<K: Kind>(
-    client: &Client,
-    id: &ObjectId,
-    entry: &Entry,
-    status: &K::Status,
-) -> Result<Taken, Failure> {
-    let ObjectId { namespace, name, .. } = id;
-    let patch = Patch::Apply(Apply {
-        api_version: &K::api_version(&()),
-        kind: &K::kind(&()),
-        metadata: Metadata { namespace, name, resource_version: &entry.version },
-        status,
-    });
-    let path = K::url_path(&(), Some(namespace));
-    let parameters = PatchParams::apply(MANAGER).force();
-    let request = kube::core::Request::new(path)
-        .patch_subresource("status", name, &parameters, &patch)
-        .map_err(kube::Error::BuildRequest)?;
-    let answer: Answer<K::Status> = client.request(request).await?;
-    let version = answer.metadata.resource_version.unwrap_or_default();
-    Ok(Taken {
-        from: Arc::clone(&entry.version),
-        version,
-        status: answer.status.as_ref().map(Fingerprint::of),
-    })
 }
 
 impl fmt::Debug for Task {
