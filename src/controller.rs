@@ -9,7 +9,6 @@ mod applied;
 mod clusters;
 mod conditions;
 mod earlier;
-pub mod memory;
 mod reporter;
 mod touched;
 
@@ -21,7 +20,6 @@ use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::{Batch, Change, Fault, Places};
 use clusters::Clusters;
-use memory::Memory;
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_core::policy::{Budget, PolicyKey, PolicyObject};
 use plimsoll_plan::{EventKind, Planner, Settings, World};
@@ -54,8 +52,8 @@ pub struct Parts<K> {
     pub discovery: Arc<Discovery>,
     /// The settings file and what it said.
     pub config: (PathBuf, Config),
-    /// What was in force before this process, and where that is kept.
-    pub memory: (Memory, BTreeMap<ObjectName, Budget>),
+    /// What budgets were in force before this process.
+    pub remembered: BTreeMap<ObjectName, Budget>,
     /// Where objects stand.
     pub places: Places,
     /// Where reports go.
@@ -81,14 +79,30 @@ pub struct Inputs {
     pub configs: mpsc::Receiver<Result<Config, ConfigError>>,
 }
 
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nobody is let in.
+    Waiting,
+    /// Gateways go on with what they hold.
+    Resumed,
+    /// Everything there is was told, and is about to be planned for the first time.
+    First,
+    /// There is a plan.
+    Planned,
+}
+
 /// The controller's state.
 #[derive(Debug)]
 struct Controller<K> {
     parts: Parts<K>,
+    phase: Phase,
     planner: Planner,
     clusters: Clusters,
     source_faults: Vec<Fault>,
     config_fault: Option<Fault>,
+    /// Changes of budgets that the store has not kept yet.
+    unremembered: BTreeMap<PolicyKey, Option<PolicyObject>>,
     memory_fault: Option<Fault>,
     sink_faults: Vec<Fault>,
     reporter: Reporter,
@@ -97,15 +111,17 @@ struct Controller<K> {
 }
 
 /// Runs until `stop` is true or the source ends.
-pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: watch::Receiver<bool>) {
+pub async fn run<K: Sink>(parts: Parts<K>, mut inputs: Inputs, mut stop: watch::Receiver<bool>) {
+    let mut controller = Controller::new(parts);
+    controller.resume().await;
     // Nothing is planned before the first batch: an empty world would let everything pass.
     let first = tokio::select! {
-        first = first(&mut parts, &mut inputs.batches) => first,
+        first = controller.first(&mut inputs.batches) => first,
         () = stopped(&mut stop) => None,
     };
     let Some(first) = first else { return };
-    let mut controller = Controller::new(parts);
     controller.observe(first);
+    controller.phase = Phase::First;
     controller.apply().await;
     controller.parts.health.set_planned();
     tracing::info!(
@@ -153,20 +169,6 @@ pub async fn run<K: Sink>(mut parts: Parts<K>, mut inputs: Inputs, mut stop: wat
     controller.tell();
 }
 
-/// The first batch that can be planned; what is in the way of one is told meanwhile.
-async fn first<K: Sink>(parts: &mut Parts<K>, batches: &mut mpsc::Receiver<Batch>) -> Option<Batch> {
-    let mut told = Vec::new();
-    loop {
-        let batch = batches.recv().await?;
-        let [Change::Waiting(faults)] = &*batch else { return Some(batch) };
-        tell_news(faults, &told);
-        told.clone_from(faults);
-        parts.health.wait_for(faults.iter().map(ToString::to_string).collect());
-        let report = Report { time: parts.ledger.now(), faults: faults.clone(), ..Report::default() };
-        parts.latest.send_replace(Arc::new(report));
-    }
-}
-
 /// Logs those of `faults` that are not among `known`.
 fn tell_news<'a>(faults: impl IntoIterator<Item = &'a Fault>, known: &[Fault]) {
     for fault in faults.into_iter().filter(|fault| !known.contains(fault)) {
@@ -182,18 +184,59 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 impl<K: Sink> Controller<K> {
     fn new(mut parts: Parts<K>) -> Self {
         let mut planner = Planner::new(World::new(parts.config.1.settings()));
-        planner.remember(std::mem::take(&mut parts.memory.1));
+        planner.remember(std::mem::take(&mut parts.remembered));
         Self {
             parts,
+            phase: Phase::Waiting,
             planner,
             clusters: Clusters::default(),
             source_faults: vec![],
             config_fault: None,
+            unremembered: BTreeMap::new(),
             memory_fault: None,
             sink_faults: Vec::new(),
             reporter: Reporter::default(),
             stale: true,
             reported: None,
+        }
+    }
+
+    /// Gateways that were there before this process go on with what they hold, also when what there is can't be
+    /// read for hours: the ledger grants by what is remembered.
+    async fn resume(&mut self) {
+        if self.planner.untold().next().is_none() {
+            return;
+        }
+        let delta = self.planner.replan(self.parts.ledger.now());
+        let (remembered, _) = split(delta.policy);
+        tracing::info!(budgets = self.planner.plan().budgets.len(), "goes on with what is remembered");
+        self.parts.ledger.resume(self.planner.plan().limits.clone(), remembered).await;
+        self.phase = Phase::Resumed;
+    }
+
+    /// The first batch that can be planned; what is in the way of one is told meanwhile.
+    async fn first(&mut self, batches: &mut mpsc::Receiver<Batch>) -> Option<Batch> {
+        let mut told = Vec::new();
+        loop {
+            self.parts.health.beat();
+            let wake = self.window_due().min(Instant::now() + HEARTBEAT);
+            let batch = tokio::select! {
+                batch = batches.recv() => batch?,
+                // Windows end meanwhile.
+                () = tokio::time::sleep_until(wake) => {
+                    if self.phase == Phase::Resumed {
+                        self.apply().await;
+                    }
+                    continue;
+                }
+            };
+            let [Change::Waiting(faults)] = &*batch else { return Some(batch) };
+            tell_news(faults, &told);
+            told.clone_from(faults);
+            self.parts.health.wait_for(faults.iter().map(ToString::to_string).collect());
+            let report =
+                Report { time: self.parts.ledger.now(), faults: faults.clone(), ..Report::default() };
+            self.parts.latest.send_replace(Arc::new(report));
         }
     }
 
@@ -275,21 +318,18 @@ impl<K: Sink> Controller<K> {
     async fn apply(&mut self) {
         let at = Instant::now();
         let delta = self.planner.replan(self.parts.ledger.now());
-        if delta.clusters || self.clusters.due().is_some_and(|due| due <= at) {
+        // The first plan lets gateways in, whatever is in it.
+        let first = self.phase == Phase::First;
+        if first {
+            self.phase = Phase::Planned;
+        }
+        if first || delta.clusters || self.clusters.due().is_some_and(|due| due <= at) {
             self.publish_clusters(at);
         }
         self.reporter.planned(&delta);
-        self.remember(&delta.policy);
-        // The first plan lets gateways in, whatever is in it.
-        let first = !self.parts.ledger.is_open();
+        self.remember(&delta.policy).await;
         if !delta.policy.is_empty() || delta.limits || first {
-            let (mut changed, mut removed) = (Vec::new(), Vec::new());
-            for (key, object) in delta.policy {
-                match object {
-                    Some(object) => changed.push(object),
-                    None => removed.push(key),
-                }
-            }
+            let (changed, removed) = split(delta.policy);
             tracing::info!(
                 changed = changed.len(),
                 removed = removed.len(),
@@ -311,15 +351,24 @@ impl<K: Sink> Controller<K> {
         self.stale |= delta.clusters || delta.limits || delta.windows || !delta.objects.is_empty();
     }
 
-    fn remember(&mut self, changed: &BTreeMap<PolicyKey, Option<PolicyObject>>) {
-        let memory = &mut self.parts.memory.0;
-        let noted = memory.note(changed, &self.planner.plan().policy);
-        let fault = noted.err().map(|error| {
+    /// Has the ledger's store keep what budgets are in force. Before gateways hear of it.
+    async fn remember(&mut self, changed: &BTreeMap<PolicyKey, Option<PolicyObject>>) {
+        let budgets = changed.iter().filter(|(key, _)| matches!(key, PolicyKey::Budget(_)));
+        self.unremembered.extend(budgets.map(|(key, object)| (key.clone(), object.clone())));
+        if self.unremembered.is_empty() {
+            return;
+        }
+        let (changed, removed) = split(self.unremembered.clone());
+        let kept = self.parts.ledger.remember(changed, removed).await;
+        if kept.is_ok() {
+            self.unremembered.clear();
+        }
+        let fault = kept.err().map(|error| {
             let message = format!(
-                "can't be written: {error}. Free space there: an operator that restarts while a manifest is bad \
+                "what is in force can't be remembered: {error}. An operator that restarts while a manifest is bad \
                  would not know what was in force before it"
             );
-            Fault { place: memory.path().display().to_string(), object: None, message }
+            Fault { place: self.parts.ledger.place().to_owned(), object: None, message }
         });
         if let Some(fault) = fault.as_ref().filter(|fault| self.memory_fault.as_ref() != Some(*fault)) {
             tracing::warn!(place = fault.place, "{}", fault.message);
@@ -338,11 +387,7 @@ impl<K: Sink> Controller<K> {
     /// When something is due although nothing is heard.
     fn wake(&self) -> Instant {
         let now = Instant::now();
-        let mut wake = now + HEARTBEAT;
-        let window = self.planner.next().since(self.parts.ledger.now()).max(0);
-        if let Ok(window) = u64::try_from(window) {
-            wake = wake.min(now + Duration::from_millis(window.min(60_000)));
-        }
+        let mut wake = self.window_due().min(now + HEARTBEAT);
         if let Some(due) = self.clusters.due() {
             wake = wake.min(due);
         }
@@ -350,6 +395,12 @@ impl<K: Sink> Controller<K> {
             wake = wake.min(self.reported.map_or(now, |at| at + REPORT_EVERY));
         }
         wake
+    }
+
+    /// When windows must be looked at.
+    fn window_due(&self) -> Instant {
+        let due = self.planner.next().since(self.parts.ledger.now()).clamp(0, 60_000);
+        Instant::now() + Duration::from_millis(due.unsigned_abs())
     }
 
     /// Reports, if there is news and the last report is old enough.
@@ -369,12 +420,12 @@ impl<K: Sink> Controller<K> {
     }
 
     fn report(&mut self, now: UnixMs) -> Arc<Report> {
-        let Parts { ledger, discovery, memory: (memory, _), places, sink, .. } = &mut self.parts;
+        let Parts { ledger, discovery, places, sink, .. } = &mut self.parts;
         let plan = self.planner.plan();
         let applied = applied::applied(ledger, discovery, plan, self.clusters.snapshot(), now);
         let faults = self.config_fault.iter().chain(&self.memory_fault).chain(&self.source_faults);
         let faults = faults.chain(&self.sink_faults).cloned().collect();
-        let scene = Scene { planner: &self.planner, places, memory: memory.path() };
+        let scene = Scene { planner: &self.planner, places, memory: ledger.place() };
         let (report, events) = self.reporter.make(&scene, applied, faults, now);
         for (id, event) in events {
             sink.tell(&id, &event);
@@ -387,4 +438,16 @@ impl<K: Sink> Controller<K> {
         }
         report
     }
+}
+
+/// Changed objects, and the keys of those that are gone.
+fn split(policy: BTreeMap<PolicyKey, Option<PolicyObject>>) -> (Vec<PolicyObject>, Vec<PolicyKey>) {
+    let (mut changed, mut removed) = (Vec::new(), Vec::new());
+    for (key, object) in policy {
+        match object {
+            Some(object) => changed.push(object),
+            None => removed.push(key),
+        }
+    }
+    (changed, removed)
 }

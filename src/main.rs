@@ -45,8 +45,8 @@ their statuses and Events go there; with --manifests they come from files, and s
 The rights that it needs are in examples/install/rbac.yaml; a missing one is named.
 
 Manifests, settings and TLS files are watched. A budget that turns bad, or whose file can't be
-read, keeps the version before it, over a restart too: budgets in force are remembered beside the
-ledger (ledger.db-budgets). A certificate with the DNS name gw-1.gateway.plimsoll is for gateway
+read, keeps the version before it, over a restart too: budgets in force are remembered in the
+ledger. A certificate with the DNS name gw-1.gateway.plimsoll is for gateway
 gw-1 alone; one without such a name is for any. PLIMSOLL_LOG=debug shows more.
 SIGTERM or Ctrl-C ends it after the last commit.")]
     Operator {

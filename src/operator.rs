@@ -1,17 +1,20 @@
 //! The operator as a process: what starts, in which order, and how it ends.
 
 use crate::config::{Config, ConfigError};
-use crate::controller::memory::Memory;
 use crate::controller::{self, Inputs, Parts};
 use crate::gateway::Discovery;
 use crate::http::{self, Health, Pages};
-use crate::ledger::{self, ServerSettings, SqliteStore};
+use crate::ledger::{self, ServerSettings, SqliteStore, Store};
 use crate::metrics::Metrics;
 use crate::report::{Report, Sink};
 use crate::source::Source;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
+use plimsoll_core::ids::ObjectName;
+use plimsoll_core::policy::{Body, Budget, PolicyKey};
+use plimsoll_core::window::WindowSpec;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,8 +44,7 @@ where
 {
     let config = Config::load(&config_file)?;
     let store = SqliteStore::open(&config.ledger.sqlite.path).await?;
-    // Opened first, the ledger makes sure that nobody else writes here.
-    let memory = Memory::open(&config.ledger.sqlite.path)?;
+    let remembered = remembered(&store).await?;
     let http = config.listen.http;
     let taken = || format!("can't listen on {http}; set listen.http to a free address");
     let http_listener = TcpListener::bind(http).await.with_context(taken)?;
@@ -93,7 +95,7 @@ where
         ledger: ledger.clone(),
         discovery: Arc::clone(&discovery),
         config: (config_file, config),
-        memory,
+        remembered,
         places,
         sink,
         latest,
@@ -128,6 +130,26 @@ where
         let _ = tokio::time::timeout(END_WITHIN, controller).await;
     }
     outcome
+}
+
+/// What budgets were in force before this process.
+async fn remembered(store: &impl Store) -> anyhow::Result<BTreeMap<ObjectName, Budget>> {
+    let mut budgets = BTreeMap::new();
+    for object in store.remembered().await? {
+        let Body::Budget(body) = object.decode()? else { continue };
+        let windows = body.limits.iter().map(|limit| limit.window.parse::<WindowSpec>());
+        if windows.into_iter().any(|window| window.is_err()) {
+            bail!(
+                "{}: what is remembered of {} is not understood by this build; run the newer build",
+                store.path().display(),
+                object.key
+            );
+        }
+        if let PolicyKey::Budget(name) = object.key {
+            budgets.insert(name, body);
+        }
+    }
+    Ok(budgets)
 }
 
 /// Why the source ended, which it never should.

@@ -177,3 +177,44 @@ fn a_key_that_the_operator_may_read_no_more_goes_on_working_where_it_is() {
     books.check_bill();
     assert_eq!(books.rows().count(), 2);
 }
+
+#[test]
+fn operator_and_api_server_gone_at_once_cost_no_call_when_the_operator_alone_comes_back() {
+    // Slices last a second, so calls go on only if the ledger grants.
+    let this = Loop::start_in_cluster(1, &budget("search", "50", "Month"), "rideThrough: 1s");
+    let mut story = Story { this, served: 0 };
+    assert_eq!(story.call(0).status, 200);
+    story.this.stack.kill_operator();
+    story.this.plane.as_mut().unwrap().kill_api_server();
+    story.this.stack.spawn_operator().unwrap();
+    let metric = |story: &Story| {
+        let port = story.this.stack.gateways()[0].metrics;
+        http::get(("127.0.0.1", port), "/metrics").unwrap().body
+    };
+    wait_until("the gateway back at the ledger", PATIENCE, || {
+        let page = metric(&story);
+        let connected = page.lines().any(|line| line.starts_with("plimsoll_gateway_ledger_connected 1"));
+        if connected { Ok(()) } else { Err(page) }
+    })
+    .unwrap();
+    for _ in 0..300 {
+        let page = story.call(0);
+        assert_eq!(page.status, 200, "{}", page.body);
+    }
+    wait_until("what it waits for", PATIENCE, || {
+        let page = story.this.stack.page("/readyz").map_err(|error| error.to_string())?;
+        let waits = page.status == 503 && page.body.contains("the API server can't be reached");
+        if waits { Ok(()) } else { Err(page.body) }
+    })
+    .unwrap();
+
+    // It comes back, and with it what is declared.
+    story.this.plane.as_mut().unwrap().start_api_server().unwrap();
+    story.enforced("search");
+    story.apply(&budget("search", "0.30", "Month"));
+    story.spend_all_of("search");
+    let served = story.served;
+    let books = story.this.close();
+    books.check_bill();
+    assert_eq!(books.rows().count(), served);
+}

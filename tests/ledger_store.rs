@@ -9,6 +9,7 @@ use plimsoll_core::account::{AccountKey, Amount, Charge, LimitKey, Unit};
 use plimsoll_core::ids::{Epoch, ObjectName, UnixMs};
 use plimsoll_core::ledger::{Balance, EpochRecord, EpochState, Held, Rows, Touched, over_before};
 use plimsoll_core::money::NanoUsd;
+use plimsoll_core::policy::{Budget, Enforcement, Limit, Namespaces, PolicyKey, PolicyObject, Verdict};
 use plimsoll_core::price::PriceVersion;
 use plimsoll_core::protocol::{Caller, Decision, Outcome, UsageRow};
 use plimsoll_core::usage::Usage;
@@ -276,6 +277,49 @@ async fn somebody_elses_database_and_a_newer_ledger_are_left_alone() {
     sqlx::raw_sql("PRAGMA user_version = 99").execute(&mut connection).await.unwrap();
     let error = SqliteStore::open(&newer).await.unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+}
+
+fn policy(name: &str, amount: i64) -> PolicyObject {
+    let limit = Limit {
+        name: "month".into(),
+        unit: Unit::Usd,
+        window: "Month@Europe/Berlin".into(),
+        amount: Amount(amount),
+        block_at: Amount(amount),
+    };
+    let body = Budget {
+        namespaces: Namespaces::All,
+        features: None,
+        users: None,
+        routes: None,
+        models: None,
+        limits: vec![limit],
+        enforcement: Enforcement::Enforce,
+        unpriced: Verdict::Deny,
+        contact: Some("#ai \"päivä\" 'x'".into()),
+    };
+    PolicyObject::encode(PolicyKey::Budget(ObjectName::new("finance", name)), &body)
+}
+
+#[tokio::test]
+async fn what_was_in_force_is_remembered_and_what_is_not_understood_stops_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l");
+    let store = SqliteStore::open(&path).await.unwrap();
+    assert!(store.remembered().await.unwrap().is_empty());
+    store.remember(vec![policy("a", 1), policy("b", 2)], vec![]).await.unwrap();
+    store.remember(vec![policy("a", 3), policy("c", 4)], vec![policy("b", 0).key]).await.unwrap();
+    // As after a restart: nothing is other than before.
+    store.remember(vec![policy("a", 3), policy("c", 4)], vec![]).await.unwrap();
+    drop(store);
+    let store = SqliteStore::open(&path).await.unwrap();
+    assert_eq!(store.remembered().await.unwrap(), [policy("a", 3), policy("c", 4)]);
+    drop(store);
+    let mut connection = writer(&path).await;
+    let later = "UPDATE policy SET body = '{\"of\": \"later\"}' WHERE key = 'budget/finance/a'";
+    sqlx::raw_sql(later).execute(&mut connection).await.unwrap();
+    let error = SqliteStore::open(&path).await.unwrap().remembered().await.unwrap_err();
+    assert!(error.to_string().contains("can't read: policy budget/finance/a"), "{error}");
 }
 
 #[tokio::test]

@@ -344,7 +344,7 @@ fn a_typing_error_and_a_restart_lift_no_budget() {
 
     // And it is said: what is wrong, by file and line, and what is in force in its place.
     assert!(fault(&status, "policy/budgets.yaml:1").is_some(), "{status:#}");
-    let untold = fault(&status, &format!("{}/ledger.db-budgets", operator.directory.path().display()));
+    let untold = fault(&status, &format!("{}/ledger.db", operator.directory.path().display()));
     let untold = untold.unwrap()["message"].as_str().unwrap();
     assert!(untold.contains("finance/a, finance/b. They stay in force"), "{untold}");
     let bad = fault(&status, "policy/zone.yaml:2").unwrap();

@@ -245,3 +245,51 @@ fn what_a_silent_gateway_holds_of_an_ended_window_is_not_folded() {
     world.skip(DAY_MS);
     assert!(world.store.balances[&account].held.is_empty());
 }
+
+/// Calls come without end; how long at most, after the first refusal, something that waits would have fitted into
+/// what nobody had reserved.
+fn longest_wait_for_what_is_there(gateways: usize, seed: u64) -> i64 {
+    let (day, all) = (limit("day", Unit::Usd, "Total@UTC"), limit("all", Unit::Usd, "Total@UTC"));
+    let amount = 2_000_000_000;
+    let mut world = World::new(gateways, &[(day.clone(), amount), (all.clone(), 100 * amount)]);
+    let mut seed = seed;
+    let mut draw = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let (mut since, mut longest) = (None::<i64>, 0);
+    let limits = [day.clone(), all];
+    for _ in 0..3_000 {
+        for node in 0..gateways {
+            if draw(3) == 0 {
+                let reserve = i64::try_from(5_000_000 + draw(8_000_000) + draw(4) / 3 * 12_000_000).unwrap();
+                world.call(node, &limits, usd(reserve));
+            }
+        }
+        world.run(10);
+        for node in 0..gateways {
+            world.finish_older(node, 60, i64::try_from(40 + draw(60)).unwrap());
+        }
+        let open = world.nodes.iter().flat_map(|node| &node.open).map(|call| call.reserve().0).sum::<i64>();
+        let billed = world.billed.iter().filter(|(account, _)| account.limit == day);
+        let left = amount - billed.map(|(_, billed)| billed.0).sum::<i64>() - open;
+        let waits = world.nodes.iter().flat_map(|node| &node.paused).map(|paused| paused.2.usd.0).min();
+        let fits = waits.is_some_and(|least| least <= left) && !world.refused.is_empty();
+        match (fits, since) {
+            (true, None) => since = Some(world.now),
+            (true, Some(at)) => longest = longest.max(world.now - at),
+            (false, _) => since = None,
+        }
+    }
+    longest
+}
+
+#[test]
+fn what_is_there_at_the_end_goes_to_who_waits_for_it_soon() {
+    for gateways in [1, 2, 5] {
+        for seed in 0..30 {
+            let longest = longest_wait_for_what_is_there(gateways, seed);
+            assert!(longest <= 500, "{gateways} gateways, seed {seed}: {longest} ms");
+        }
+    }
+}

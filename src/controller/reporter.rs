@@ -14,7 +14,6 @@ use plimsoll_api::{Object, ObjectId};
 use plimsoll_core::ids::{ObjectName, UnixMs};
 use plimsoll_plan::{Applied, Delta, Event, Planner, Problem, events, object_id, status};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 /// Names in one message.
@@ -26,7 +25,7 @@ pub(super) struct Scene<'a> {
     /// Where objects stand.
     pub(super) places: &'a Places,
     /// Where it is kept what was in force.
-    pub(super) memory: &'a Path,
+    pub(super) memory: &'a str,
 }
 
 /// The latest report, and what the next one needs.
@@ -170,7 +169,7 @@ impl Scene<'_> {
                 "in force before the operator started, and not found in what can be read: {names}{more}. They \
                  stay in force until everything can be read; mend what is named here"
             );
-            let place = self.memory.display().to_string();
+            let place = self.memory.to_owned();
             faults.insert(Fault { place, object: None, message });
         }
         faults

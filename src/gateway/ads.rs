@@ -35,7 +35,8 @@ const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The discovery service of one operator.
 #[derive(Debug)]
 pub struct Discovery {
-    snapshot: watch::Sender<Arc<Snapshot>>,
+    /// None before the first: nothing is said to gateways then, and they go on with what they hold.
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     gateways: Arc<Gateways>,
     streams: AtomicU64,
     clock: Clock,
@@ -45,7 +46,7 @@ pub struct Discovery {
 impl Default for Discovery {
     fn default() -> Self {
         Self {
-            snapshot: watch::Sender::new(Arc::default()),
+            snapshot: watch::Sender::new(None),
             gateways: Arc::default(),
             streams: AtomicU64::new(0),
             clock: Clock::new(UnixMs(0)),
@@ -58,9 +59,9 @@ impl Discovery {
     /// What gateways should hold from now on.
     pub fn publish(&self, snapshot: Snapshot) {
         self.snapshot.send_if_modified(|current| {
-            let changed = !current.same_as(&snapshot);
+            let changed = current.as_ref().is_none_or(|current| !current.same_as(&snapshot));
             if changed {
-                *current = Arc::new(snapshot);
+                *current = Some(Arc::new(snapshot));
             }
             changed
         });
@@ -156,8 +157,8 @@ impl Discovery {
                 }
             }
             let Some(node) = node.as_deref() else { continue };
-            let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            for response in stream.due(&snapshot) {
+            let snapshot = snapshots.borrow_and_update().clone();
+            for response in snapshot.map(|snapshot| stream.due(&snapshot)).unwrap_or_default() {
                 tokio::time::timeout(SEND_TIMEOUT, responses.send(Ok(response)))
                     .await
                     .map_err(|_| Status::deadline_exceeded("the gateway reads nothing"))?

@@ -14,6 +14,7 @@ use crate::random;
 use plimsoll_core::account::LimitKey;
 use plimsoll_core::ids::{Epoch, Incarnation};
 use plimsoll_core::ledger::{EpochState, Event, Ledger, Rows, Settings, StreamId, Terms};
+use plimsoll_core::policy::{PolicyKey, PolicyObject};
 use plimsoll_core::protocol::{FromGateway, FromLedger};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,6 +38,8 @@ pub(super) enum Input {
     Gone(StreamId),
     /// The limits in force; answered when they are committed.
     Limits(BTreeMap<LimitKey, Terms>, oneshot::Sender<()>),
+    /// Of policy these are in force from now on, and these no more.
+    Remember(Remember),
     /// Close every stream and end.
     Stop,
 }
@@ -102,11 +105,15 @@ fn incarnation() -> Incarnation {
     Incarnation(u128::from_be_bytes(random::bytes().unwrap_or_else(clock)))
 }
 
+/// Changed and removed policy, and who waits for it to be kept.
+pub(super) type Remember = (Vec<PolicyObject>, Vec<PolicyKey>, oneshot::Sender<Result<(), StoreError>>);
+
 /// One batch: what the protocol sees, and who waits for its commit.
 #[derive(Default)]
 struct Batch {
     events: Vec<Event>,
     limits: Vec<oneshot::Sender<()>>,
+    remember: Vec<Remember>,
     stop: bool,
     rooms: Vec<Room>,
 }
@@ -129,6 +136,9 @@ impl<S: Store> Actor<S> {
             }
             if !batch.events.is_empty() {
                 self.carry_out(&batch.events).await;
+            }
+            for (changed, removed, answer) in batch.remember {
+                let _ = answer.send(self.store.remember(changed, removed).await);
             }
             for waiting in batch.limits {
                 // Whoever asked may have gone.
@@ -180,6 +190,7 @@ impl<S: Store> Actor<S> {
                 batch.events.push(Event::Limits(limits));
                 batch.limits.push(done);
             }
+            Input::Remember(remember) => batch.remember.push(remember),
             Input::Stop => batch.stop = true,
         }
     }

@@ -44,6 +44,9 @@ struct Hub {
     /// Removed keys that some stream may not have been told of, by their change.
     removed: BTreeMap<Arc<PolicyKey>, u64>,
     gateways: BTreeMap<String, Gateway>,
+    /// What is current is only what is remembered of before this process. Gateways know better, and keep to what
+    /// they hold; who holds nothing waits.
+    provisional: bool,
     /// All that there is, as what a gateway lacks that has not said what it holds; of which change.
     everything: (u64, Arc<BTreeMap<PolicyKey, Instead>>),
     started: UnixMs,
@@ -112,6 +115,19 @@ impl PolicyHub {
         if after != before {
             self.policy.send_modify(|moved| *moved += 1);
             self.gateways.send_modify(|moved| *moved += 1);
+        }
+    }
+
+    /// As [`Self::publish`], of what is remembered of before this process, until [`Self::settle`].
+    pub(super) fn resume(&self, remembered: Vec<PolicyObject>) {
+        self.hub().provisional = true;
+        self.publish(remembered, vec![]);
+    }
+
+    /// What is current is what there is.
+    pub(super) fn settle(&self) {
+        if std::mem::take(&mut self.hub().provisional) {
+            self.policy.send_modify(|moved| *moved += 1);
         }
     }
 
@@ -210,6 +226,16 @@ impl PolicyHub {
             return None;
         }
         let mut changed: Vec<Arc<PolicyKey>> = Vec::new();
+        if hub.provisional {
+            // Time goes on: without its windows a gateway could not admit. They are sent one after the other, or
+            // what is not acknowledged yet would be sent again.
+            let windows = gateway.differing().filter(|key| matches!(***key, PolicyKey::Window(_)));
+            let windows: Vec<_> = windows.cloned().collect();
+            if gateway.is_empty || windows.is_empty() || !gateway.sent.is_empty() {
+                return None;
+            }
+            return Some(gateway.send(windows, &hub.objects, false));
+        }
         // It says what it holds, so only the difference goes; who holds nothing gets all.
         let whole = gateway.greet && gateway.is_empty;
         if gateway.greet {
@@ -220,20 +246,9 @@ impl PolicyHub {
             }
             changed.extend(hub.changes.range(gateway.told + 1..).map(|(_, key)| Arc::clone(key)));
         }
-        let (mut objects, mut removed, mut sent) = (Vec::new(), Vec::new(), Vec::new());
-        for key in changed {
-            let object = hub.objects.get(&key).map(|(_, object)| object);
-            match object {
-                Some(object) => objects.push(object.clone()),
-                None => removed.push((*key).clone()),
-            }
-            sent.push((key, object.map(|object| object.version)));
-        }
         gateway.greet = false;
         gateway.told = hub.change;
-        gateway.number += 1;
-        gateway.sent.push_back((gateway.number, sent));
-        Some(PolicyDelta { number: gateway.number, whole, objects, removed })
+        Some(gateway.send(changed, &hub.objects, whole))
     }
 
     /// The gateway on `stream` has put deltas into force, up to the one that it names.
@@ -440,6 +455,34 @@ mod tests {
         ack(&hub, 10, vec![]);
         assert!(hub.hub().removed.is_empty(), "told to all, a removal is forgotten");
         assert_eq!(hub.hub().changes.len(), 1);
+    }
+
+    #[test]
+    fn until_there_is_a_plan_gateways_keep_what_they_hold_and_get_windows_alone() {
+        let hub = PolicyHub::default();
+        let window = |body: &str| PolicyObject {
+            key: PolicyKey::Window("Month@UTC".to_owned()),
+            version: PolicyVersion::of(body),
+            body: body.to_owned(),
+        };
+        hub.resume(vec![object("a", "1"), window("october")]);
+        let held =
+            [("a", "2"), ("gone", "1")].map(|(name, body)| (object(name, body).key, PolicyVersion::of(body)));
+        let held = [&held[..], &[(window("").key, window("october").version)]].concat();
+        hub.join(GW.0, GW.1, held);
+        hub.join("new", StreamId(2), vec![]);
+        assert_eq!((hub.delta(GW.0, GW.1), hub.delta("new", StreamId(2))), (None, None));
+        hub.publish(vec![window("november")], vec![]);
+        let delta = hub.delta(GW.0, GW.1).unwrap();
+        assert_eq!((names(&delta), delta.whole), ((vec!["november"], 0), false));
+        assert_eq!(hub.delta(GW.0, GW.1), None, "it is on its way");
+        ack(&hub, delta.number, vec![]);
+        assert_eq!((hub.delta(GW.0, GW.1), hub.delta("new", StreamId(2))), (None, None));
+        let due = hub.due();
+        hub.settle();
+        assert!(due.has_changed().unwrap());
+        assert_eq!(names(&hub.delta(GW.0, GW.1).unwrap()), (vec!["1"], 1));
+        assert!(hub.delta("new", StreamId(2)).unwrap().whole);
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub struct LedgerHandle {
     state: watch::Receiver<LedgerState>,
     metrics: Metrics,
     address: SocketAddr,
+    place: Arc<str>,
     stop: Arc<watch::Sender<bool>>,
     /// Whether streams are accepted; from the first publication on.
     open: Arc<watch::Sender<bool>>,
@@ -125,6 +126,7 @@ pub async fn start_beside<S: Store>(
     let live = books.epochs.into_values().filter(|epoch| epoch.state == EpochState::Live);
     hub.await_back(live.map(|epoch| epoch.gateway), clock.now());
     let metrics = Metrics::default();
+    let place = store.path().display().to_string().into();
     let store = Arc::new(store);
     let (inputs, received) = mpsc::channel(MAX_INPUTS);
     let (state, watched) = watch::channel(LedgerState::Serving);
@@ -197,6 +199,7 @@ pub async fn start_beside<S: Store>(
         state: watched,
         metrics,
         address,
+        place,
         stop: Arc::new(stop),
         open: Arc::new(open),
         tasks: Arc::new(Mutex::new(tasks)),
@@ -231,6 +234,16 @@ impl LedgerHandle {
         let _turn = self.publishing.lock().await;
         self.set_limits(limits).await;
         self.hub.publish(changed, removed);
+        self.hub.settle();
+        self.open.send_if_modified(|open| !std::mem::replace(open, true));
+    }
+
+    /// Lets gateways in before there is a plan, with what is remembered of before this process: those that hold
+    /// policy keep to it, and are granted what `limits` allow. Who holds none waits for [`Self::publish`].
+    pub async fn resume(&self, limits: BTreeMap<LimitKey, Terms>, remembered: Vec<PolicyObject>) {
+        let _turn = self.publishing.lock().await;
+        self.set_limits(limits).await;
+        self.hub.resume(remembered);
         self.open.send_if_modified(|open| !std::mem::replace(open, true));
     }
 
@@ -248,6 +261,26 @@ impl LedgerHandle {
             // Dropped unanswered: the ledger has shut down.
             let _ = committed.await;
         }
+    }
+
+    /// Has the store remember what policy is in force; it may be read again by the next process.
+    ///
+    /// # Errors
+    /// Nothing is remembered then; in words for people.
+    pub async fn remember(&self, changed: Vec<PolicyObject>, removed: Vec<PolicyKey>) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        // Shut down: whoever comes next reads what was remembered before.
+        let _ = self.inputs.send(Input::Remember((changed, removed, answer))).await;
+        match answered.await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err("the ledger has shut down".to_owned()),
+        }
+    }
+
+    /// Where the ledger is kept, for people.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// The policy and who holds it.

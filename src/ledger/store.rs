@@ -7,6 +7,7 @@
 use plimsoll_core::account::{AccountKey, Amount};
 use plimsoll_core::ids::{Epoch, UnixMs};
 use plimsoll_core::ledger::{Balance, EpochRecord, Rows, Touched};
+use plimsoll_core::policy::{PolicyKey, PolicyObject};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// A place where balances, epochs, usage and decisions are kept.
+/// A place where balances, epochs, usage, decisions and the policy in force are kept.
 pub trait Store: Send + Sync + 'static {
     /// Who we are.
     fn identity(&self) -> &Identity;
@@ -54,6 +55,23 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// It can't.
     fn probe(&self, now: UnixMs) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// The policy that was in force, as [`Store::remember`] was told.
+    ///
+    /// # Errors
+    /// The store can't be read, or holds something that this build does not understand: to go on without it
+    /// could lift a budget.
+    fn remembered(&self) -> impl Future<Output = Result<Vec<PolicyObject>, StoreError>> + Send;
+
+    /// From now on `changed` are in force, and `removed` are not.
+    ///
+    /// # Errors
+    /// Nothing is remembered then.
+    fn remember(
+        &self,
+        changed: Vec<PolicyObject>,
+        removed: Vec<PolicyKey>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Every balance and every epoch that is not closed, at one instant.
     ///

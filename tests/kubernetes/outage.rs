@@ -95,11 +95,14 @@ fn what_happened_while_a_watch_had_expired_is_caught_up_with() {
 }
 
 #[test]
-fn an_operator_that_starts_while_the_api_server_is_away_lets_nobody_in_and_then_goes_on() {
+fn an_operator_that_starts_while_the_api_server_is_away_leaves_gateways_what_they_hold_and_lets_no_new_one_in()
+ {
     let mut cluster = Cluster::start("");
+    let gateway = Gateway::start("gw-1", cluster.grpc);
     cluster.apply(OBJECTS);
     cluster.apply(&budget("a", "500"));
-    cluster.until("the budget", |status| amount(status, "a").is_some());
+    cluster.until("all held", |_| gateway.count() == 1 + 4);
+    let received = gateway.received();
     cluster.kill_operator();
     cluster.plane.kill_api_server();
     cluster.spawn_operator();
@@ -109,10 +112,20 @@ fn an_operator_that_starts_while_the_api_server_is_away_lets_nobody_in_and_then_
         if waits { Ok(()) } else { Err(page.body) }
     })
     .unwrap();
+    let connections = |gateway: &Gateway| gateway.seen.lock().unwrap().connections;
+    cluster.until("the gateway is back", |_| connections(&gateway) == 2);
+    let new = Gateway::start("gw-2", cluster.grpc);
+    cluster.until("a new one is there", |_| connections(&new) == 1);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!((gateway.received(), new.received()), (received, 0));
+    assert_eq!(gateway.seen.lock().unwrap().removed, 0);
+
     cluster.plane.start_api_server().unwrap();
     cluster.ready();
     let status = cluster.until("the budget", |status| amount(status, "a").is_some());
     assert_eq!(status["faults"], json!([]));
+    cluster.until("the new one holds all", |_| new.count() == 1 + 4);
+    assert_eq!(gateway.received(), received, "nothing is new to the other");
 }
 
 #[test]

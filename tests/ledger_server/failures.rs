@@ -70,6 +70,18 @@ impl Store for Shared {
     async fn probe(&self, now: UnixMs) -> Result<(), plimsoll::ledger::StoreError> {
         self.0.probe(now).await
     }
+    async fn remembered(
+        &self,
+    ) -> Result<Vec<plimsoll_core::policy::PolicyObject>, plimsoll::ledger::StoreError> {
+        self.0.remembered().await
+    }
+    async fn remember(
+        &self,
+        changed: Vec<plimsoll_core::policy::PolicyObject>,
+        removed: Vec<plimsoll_core::policy::PolicyKey>,
+    ) -> Result<(), plimsoll::ledger::StoreError> {
+        self.0.remember(changed, removed).await
+    }
     async fn books(&self) -> Result<plimsoll::ledger::Books, plimsoll::ledger::StoreError> {
         self.0.books().await
     }

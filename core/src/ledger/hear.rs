@@ -311,17 +311,20 @@ impl Ledger {
             return false;
         }
         let until = now.plus(ask.wait_ms.clamp(0, PAUSE_MS).saturating_sub(ANSWER_AHEAD_MS).max(0));
-        let next = self.next_ask;
-        // A renewed ask keeps its place.
-        let place = *self.asked.entry((epoch, ask.id)).or_insert(next);
-        self.next_ask += u64::from(place == next);
-        self.asks.insert(place, Waiting { stream, epoch, ask: ask.clone(), until });
+        // A renewed ask keeps its place. One that was met in the meantime, with less than it needs by now, stands
+        // before those that came to its gateway after it: that gives its slice to the first, so these would wait
+        // for what the first gets, and the first, behind them, for them.
+        let mut later = self.asked.range((epoch, ask.id)..=(epoch, AskId(u64::MAX)));
+        let place = later.next().map_or(self.next_ask, |(_, place)| *place);
+        self.next_ask += u64::from(place == self.next_ask);
+        self.asked.insert((epoch, ask.id), place);
+        self.asks.insert((place, ask.id), Waiting { stream, epoch, ask: ask.clone(), until });
         true
     }
 
     pub(super) fn drop_ask(&mut self, epoch: Epoch, id: AskId) {
         if let Some(place) = self.asked.remove(&(epoch, id)) {
-            self.asks.remove(&place);
+            self.asks.remove(&(place, id));
         }
     }
 

@@ -83,8 +83,8 @@ pub struct Ledger {
     speakers: BTreeMap<String, StreamId>,
     /// What the epochs on a stream said of their slices, and what they were told.
     slices: HashMap<AccountKey, BTreeMap<Epoch, SliceView>>,
-    /// Unmet asks in order of arrival.
-    asks: BTreeMap<u64, Waiting>,
+    /// Unmet asks in order of arrival, those of one gateway in its own order.
+    asks: BTreeMap<(u64, AskId), Waiting>,
     asked: BTreeMap<(Epoch, AskId), u64>,
     next_ask: u64,
     /// By account, to whom *exhausted* was said, for which smallest reserve.

@@ -47,6 +47,13 @@ pub struct Call {
     accounts: Vec<AccountKey>,
 }
 
+impl Call {
+    /// What it has reserved, in nano-dollars.
+    pub fn reserve(&self) -> NanoUsd {
+        self.reserve.usd
+    }
+}
+
 pub struct Node {
     pub gateway: Gateway,
     pub epoch: Epoch,

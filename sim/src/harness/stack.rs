@@ -189,19 +189,27 @@ impl Stack {
     /// # Errors
     /// When it ends, or is not ready in time; with the end of its log.
     pub fn start_operator(&mut self) -> Result<(), HarnessError> {
+        self.spawn_operator()?;
+        let address = self.operator_address();
+        let Some(process) = &mut self.operator else { return Ok(()) };
+        process.wait_ready("the operator's readiness", READY, || {
+            let page = http::get(&address, "/readyz").map_err(|error| error.to_string())?;
+            if page.status == 200 { Ok(()) } else { Err(format!("/readyz says {}", page.body.trim())) }
+        })
+    }
+
+    /// Starts the operator; it may not be ready when this returns.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn_operator(&mut self) -> Result<(), HarnessError> {
         let mut command = Command::new(&self.built.plimsoll);
         command.arg("operator").arg("--config").arg(self.dir.join("plimsoll.yaml"));
         match &self.kubeconfig {
             Some(kubeconfig) => command.arg("--kubeconfig").arg(kubeconfig),
             None => command.arg("--manifests").arg(self.manifests()),
         };
-        let mut process = Process::spawn("operator", command, &self.dir.join("operator.log"))?;
-        let address = self.operator_address();
-        process.wait_ready("the operator's readiness", READY, || {
-            let page = http::get(&address, "/readyz").map_err(|error| error.to_string())?;
-            if page.status == 200 { Ok(()) } else { Err(format!("/readyz says {}", page.body.trim())) }
-        })?;
-        self.operator = Some(process);
+        self.operator = Some(Process::spawn("operator", command, &self.dir.join("operator.log"))?);
         Ok(())
     }
 

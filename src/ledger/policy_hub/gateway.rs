@@ -6,8 +6,8 @@
 use super::Rejection;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::ledger::StreamId;
-use plimsoll_core::policy::{PolicyKey, PolicyVersion};
-use plimsoll_core::protocol::PolicyAck;
+use plimsoll_core::policy::{PolicyKey, PolicyObject, PolicyVersion};
+use plimsoll_core::protocol::{PolicyAck, PolicyDelta};
 use plimsoll_plan::{Instead, Link};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -139,6 +139,28 @@ impl Gateway {
             let held = self.holds(key, before);
             self.hold(key, held, now);
         }
+    }
+
+    /// The next delta: what is current of `keys`, among `objects`.
+    pub(super) fn send(
+        &mut self,
+        keys: Vec<Arc<PolicyKey>>,
+        objects: &BTreeMap<Arc<PolicyKey>, (u64, PolicyObject)>,
+        whole: bool,
+    ) -> PolicyDelta {
+        self.number += 1;
+        let mut delta = PolicyDelta { number: self.number, whole, objects: vec![], removed: vec![] };
+        let mut sent = Vec::new();
+        for key in keys {
+            let object = objects.get(&key).map(|(_, object)| object);
+            match object {
+                Some(object) => delta.objects.push(object.clone()),
+                None => delta.removed.push((*key).clone()),
+            }
+            sent.push((key, object.map(|object| object.version)));
+        }
+        self.sent.push_back((self.number, sent));
+        delta
     }
 
     /// Takes in what it says of deltas; `current` says which version of a key is current.

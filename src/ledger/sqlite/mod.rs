@@ -8,6 +8,7 @@
 mod audit;
 mod balances;
 mod open;
+mod policy;
 mod retention;
 mod usage;
 
@@ -18,6 +19,7 @@ use open::Opened;
 use plimsoll_core::account::AccountKey;
 use plimsoll_core::ids::UnixMs;
 use plimsoll_core::ledger::{Rows, Touched};
+use plimsoll_core::policy::{PolicyKey, PolicyObject};
 use sqlx::{Connection, SqliteConnection};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -134,6 +136,16 @@ impl Store for SqliteStore {
             balances::save_now(connection, now).await.map_err(|error| open::explain(&self.path, error))
         })
         .await
+    }
+
+    async fn remembered(&self) -> Result<Vec<PolicyObject>, StoreError> {
+        self.write(async |connection| policy::read(connection, &self.path).await).await
+    }
+
+    async fn remember(&self, changed: Vec<PolicyObject>, removed: Vec<PolicyKey>) -> Result<(), StoreError> {
+        let failed = |error| open::explain(&self.path, error);
+        self.write(async |connection| policy::save(connection, &changed, &removed).await.map_err(failed))
+            .await
     }
 
     async fn books(&self) -> Result<Books, StoreError> {
