@@ -84,7 +84,7 @@ pub struct LedgerHandle {
     address: SocketAddr,
     place: Arc<str>,
     stop: Arc<watch::Sender<bool>>,
-    /// Whether streams are accepted; from the first publication on.
+    /// Whether streams are accepted; from [`LedgerHandle::resume`] or the first publication on.
     open: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<JoinSet<()>>>,
     /// One publication at a time: limits and policy go in the same order.
@@ -98,7 +98,8 @@ impl std::fmt::Debug for Input {
 }
 
 /// Starts the ledger in `store`. Its address is taken at once; gateways are let in when there is a plan, with
-/// the first [`LedgerHandle::publish`]: who comes back sooner would hear that everything is removed.
+/// the first [`LedgerHandle::publish`], or with [`LedgerHandle::resume`]: who comes back sooner would hear that
+/// everything is removed.
 ///
 /// # Errors
 /// The store can't be read, the certificates are no good, or the address is taken.
@@ -245,12 +246,6 @@ impl LedgerHandle {
         self.set_limits(limits).await;
         self.hub.resume(remembered);
         self.open.send_if_modified(|open| !std::mem::replace(open, true));
-    }
-
-    /// Whether gateways are let in: whether anything was published.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        *self.open.borrow()
     }
 
     /// Tells the ledger all limits in force; returns when that is committed. While the store fails it

@@ -84,6 +84,16 @@ impl Cluster {
         operator.wait_ready("the operator's readiness", PATIENCE, ready).unwrap();
     }
 
+    /// Waits until `/readyz` says that it is not ready, and all of `words`.
+    pub fn until_it_waits_for(&self, words: &[&str]) {
+        wait_until("what it waits for", PATIENCE, || {
+            let page = http::get(("127.0.0.1", self.http), "/readyz").map_err(|error| error.to_string())?;
+            let waits = page.status == 503 && words.iter().all(|words| page.body.contains(words));
+            if waits { Ok(()) } else { Err(page.body) }
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
+    }
+
     /// SIGKILL.
     pub fn kill_operator(&mut self) {
         drop(self.operator.take());

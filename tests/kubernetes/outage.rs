@@ -3,7 +3,6 @@
 use super::cluster::{Cluster, amount, budget, condition};
 use super::gateway::Gateway;
 use super::{OBJECTS, key};
-use plimsoll_sim::harness::{http, wait_until};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -106,12 +105,7 @@ fn an_operator_that_starts_while_the_api_server_is_away_leaves_gateways_what_the
     cluster.kill_operator();
     cluster.plane.kill_api_server();
     cluster.spawn_operator();
-    wait_until("what it waits for", super::cluster::PATIENCE, || {
-        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
-        let waits = page.status == 503 && page.body.contains("the API server can't be reached");
-        if waits { Ok(()) } else { Err(page.body) }
-    })
-    .unwrap();
+    cluster.until_it_waits_for(&["the API server can't be reached"]);
     let connections = |gateway: &Gateway| gateway.seen.lock().unwrap().connections;
     cluster.until("the gateway is back", |_| connections(&gateway) == 2);
     let new = Gateway::start("gw-2", cluster.grpc);
@@ -154,12 +148,7 @@ fn an_api_server_that_answers_that_it_is_unavailable_is_named_at_once_and_not_as
     std::fs::write(&path, kubeconfig.to_string()).unwrap();
     cluster.kubeconfig = path;
     cluster.spawn_operator();
-    wait_until("what it waits for", super::cluster::PATIENCE, || {
-        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
-        let waits = page.status == 503 && page.body.contains("the API server answers 503");
-        if waits { Ok(()) } else { Err(page.body) }
-    })
-    .unwrap();
+    cluster.until_it_waits_for(&["the API server answers 503"]);
     // Five watches for more than the ten seconds until it was named, with pauses from half a second to eight.
     let asked = asked.load(Ordering::Relaxed);
     assert!((10..=60).contains(&asked), "it was asked {asked} times");

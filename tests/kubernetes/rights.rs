@@ -5,7 +5,6 @@ use super::gateway::Gateway;
 use super::{OBJECTS, holds};
 use plimsoll_core::ids::ObjectName;
 use plimsoll_core::policy::PolicyKey;
-use plimsoll_sim::harness::{http, wait_until};
 
 const ACCOUNT: &str = "ServiceAccount plimsoll-system/plimsoll";
 
@@ -17,13 +16,8 @@ fn without_rights_it_waits_and_says_which_it_needs() {
     cluster.kubectl(&["delete", "clusterrole", "plimsoll"]);
     cluster.spawn_operator();
     let wanted = ["aibudgets in API group plimsoll.dev", "namespaces in the core API group"];
-    wait_until("the missing rights", super::cluster::PATIENCE, || {
-        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
-        let named =
-            wanted.iter().all(|what| page.body.contains(&format!("grant list on {what} to {ACCOUNT}")));
-        if page.status == 503 && named { Ok(()) } else { Err(page.body) }
-    })
-    .unwrap();
+    let wanted = wanted.map(|what| format!("grant list on {what} to {ACCOUNT}"));
+    cluster.until_it_waits_for(&wanted.each_ref().map(String::as_str));
     cluster.plane.kubectl(&["apply", "--filename", "-"], &role).unwrap();
     cluster.ready();
 }
@@ -140,12 +134,8 @@ fn without_our_definitions_it_waits_and_says_how_to_install_them() {
     let mut cluster = Cluster::new("");
     cluster.kubectl(&["delete", "crd", "aibudgets.plimsoll.dev"]);
     cluster.spawn_operator();
-    wait_until("what is missing", super::cluster::PATIENCE, || {
-        let page = http::get(("127.0.0.1", cluster.http), "/readyz").map_err(|error| error.to_string())?;
-        let named = "the API server has no aibudgets.plimsoll.dev; install it: plimsoll crds | kubectl apply";
-        if page.status == 503 && page.body.contains(named) { Ok(()) } else { Err(page.body) }
-    })
-    .unwrap();
+    let missing = "the API server has no aibudgets.plimsoll.dev; install it: plimsoll crds | kubectl apply";
+    cluster.until_it_waits_for(&[missing]);
     cluster.plane.install(std::path::Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     cluster.ready();
 }
